@@ -1,0 +1,52 @@
+"""Which buckets a build makes, checked before anything else happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from .. import errors
+from ..models.config_types import Bucket
+
+DEFAULT_LENGTH = 2048
+"""Tokens of the bucket that a build makes when it is given none."""
+
+BucketShape = tuple[int, int]
+"""Batch size and attention length in tokens."""
+
+
+def parse_buckets(
+    prefill: Iterable[BucketShape], decode: Iterable[BucketShape]
+) -> tuple[Bucket, ...]:
+    """The buckets of both kinds, prefill first, each sorted. Raises: BLD002, BLD003."""
+    buckets = [
+        *(_checked("prefill", shape, least=1) for shape in sorted(prefill)),
+        # A decode step attends to at least one cached token and the new one.
+        *(_checked("decode", shape, least=2) for shape in sorted(decode)),
+    ]
+    for before, bucket in pairwise(buckets):
+        if before == bucket:
+            raise errors.duplicate_bucket(bucket.name)
+    return tuple(buckets)
+
+
+def fit_context(buckets: Sequence[Bucket], context: int) -> tuple[Bucket, ...]:
+    """`buckets`, or one of each kind if there are none, for a model of `context` tokens.
+
+    Raises: BLD004 if a bucket is longer than the model's context.
+    """
+    if not buckets:
+        length = min(DEFAULT_LENGTH, context)
+        return Bucket.prefill(1, length), Bucket.decode(1, length)
+    for bucket in buckets:
+        if bucket.attention_size > context:
+            raise errors.bucket_beyond_context(bucket.name, bucket.attention_size, context)
+    return tuple(buckets)
+
+
+def _checked(kind: str, shape: BucketShape, least: int) -> Bucket:
+    batch_size, length = shape
+    if batch_size < 1 or length < least:
+        raise errors.bucket_out_of_range(kind, batch_size, length, least)
+    make = Bucket.prefill if kind == "prefill" else Bucket.decode
+    return make(batch_size, length)

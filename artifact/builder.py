@@ -1,0 +1,193 @@
+"""`ArtifactBuilder`: a model in, an artifact directory out. The place that joins the stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import get_args
+
+from .. import errors
+from ..backend_rngd.isa.container import read_program
+from ..frontend.parameters import bind_parameters
+from ..frontend.source import ModelSource, open_model
+from ..models.config_types import Bucket
+from . import atomic, schema
+from .buckets import BucketShape, fit_context, parse_buckets
+from .compile import Progress, compile_model
+from .describe import (
+    Binary,
+    Build,
+    describe_artifact,
+    describe_files,
+    describe_runtime,
+)
+from .parameter_files import ParameterFiles, copy_parameters, link_parameters
+from .reader import running_version, sha256_of
+from .schema import FileEntry, WeightsMode
+
+COMPILER_LIBRARIES = ("torch", "transformers", "xdsl")
+
+BINARIES_BYTES = 64_000_000
+"""Disk space that is asked for besides the parameters: binaries and tokenizer, with room."""
+
+
+class ArtifactBuilder:
+    """Builds one model for one set of buckets.
+
+    `model_id_or_path` is a Hugging Face directory, a hub id or a GGUF file. Buckets are pairs of
+    batch size and attention length in tokens; with none at all there is one prefill and one
+    decode bucket of batch 1 and 2,048 tokens, or the model's context if that is shorter. With
+    `calculate_logit_only_for_last_token=False`, prefill gives logits of every prompt token.
+
+    Raises: BLD002, BLD003, BLD005.
+    """
+
+    def __init__(
+        self,
+        model_id_or_path: str | Path,
+        name: str = "",
+        *,
+        tensor_parallel_size: int = 1,
+        prefill_buckets: Sequence[BucketShape] = (),
+        decode_buckets: Sequence[BucketShape] = (),
+        calculate_logit_only_for_last_token: bool = True,
+    ) -> None:
+        if tensor_parallel_size != 1:
+            raise errors.unsupported_tensor_parallel(tensor_parallel_size)
+        self.model_id_or_path = model_id_or_path
+        self.model_id = _model_id(model_id_or_path)
+        self.name = name or self.model_id
+        self.buckets = parse_buckets(prefill_buckets, decode_buckets)
+        self.last_token_only = calculate_logit_only_for_last_token
+
+    def build(
+        self,
+        save_dir: str | Path,
+        *,
+        weights: WeightsMode = "copy",
+        dump_ir: str | Path | None = None,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        """Write the artifact to `save_dir`, which appears, or is replaced, only when it is whole.
+
+        Weights are copied in the model's declared type, hard-linked, or left out. `dump_ir` names
+        a directory for the IR after every pass.
+
+        Raises: ART002 to ART004, BLDxxx, and what the stages raise.
+        """
+        if weights not in get_args(WeightsMode):
+            raise errors.unknown_weights_mode(weights, get_args(WeightsMode))
+        target = Path(save_dir).absolute()
+        atomic.check_replaceable(target)
+        _check_libraries()
+        progress("reading the model")
+        source = open_model(self.model_id_or_path, weights=weights != "skip")
+        buckets = fit_context(self.buckets, _context_of(source))
+        if weights != "skip":
+            _check_weights(source, target, weights)
+        with atomic.replacing_directory(target) as staging:
+            self._fill(staging, source, buckets, weights, dump_ir, progress)
+
+    def _fill(
+        self,
+        directory: Path,
+        source: ModelSource,
+        buckets: Sequence[Bucket],
+        weights: WeightsMode,
+        dump_ir: str | Path | None,
+        progress: Progress,
+    ) -> None:
+        files = write_all(directory, {**source.config_files, **source.tokenizer_files})
+        dump_ir = None if dump_ir is None else Path(dump_ir)
+        model = compile_model(
+            source.config, self.name, buckets, self.last_token_only, dump_ir, progress
+        )
+        # Before the long part: weights that do not fit stop the build here.
+        bound = bind_parameters(model.parameters, source.checkpoint) if weights != "skip" else None
+
+        binaries = []
+        for bucket, data in model.binaries:
+            name = f"{bucket.file_stem}.vedf"
+            files |= write_all(directory, {name: data})
+            binaries.append(Binary(bucket, name, read_program(data)))
+
+        stored = ParameterFiles({}, {})
+        if bound is not None:
+            progress("storing the weights")
+            store = copy_parameters if weights == "copy" else link_parameters
+            stored = store(directory, bound)
+
+        build = Build(
+            name=self.name,
+            model_id=self.model_id,
+            hf_config=json.loads(source.config.to_json_string(use_diff=False)),
+            built_by=running_version(),
+            tools={library: version(library) for library in COMPILER_LIBRARIES},
+            weights=weights,
+            last_token_only=self.last_token_only,
+            binaries=binaries,
+            parameters=model.parameters,
+            parameter_file_of=stored.file_of,
+        )
+        describe_into(directory, build, {**files, **stored.files})
+
+
+def _model_id(model: str | Path) -> str:
+    """A hub id as it is; for a path its last part, so that no directory leaks into artifacts."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else str(model)
+
+
+def _check_libraries() -> None:
+    """Raises: ENV003 if only the runtime's libraries are installed."""
+    for module in COMPILER_LIBRARIES:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            raise errors.library_missing(error.name or module) from error
+
+
+def _context_of(source: ModelSource) -> int:
+    """Tokens that the model can attend to. Raises: BLD012."""
+    context = getattr(source.config, "max_position_embeddings", None)
+    if not isinstance(context, int) or context < 1:
+        raise errors.context_unknown(str(source.path))
+    return context
+
+
+def _check_weights(source: ModelSource, target: Path, weights: WeightsMode) -> None:
+    """Whether the files are whole and there is room. Raises: CKPxxx, GGFxxx, BLD009."""
+    stored_bytes = sum(tensor.nbytes for tensor in source.checkpoint.tensors.values())
+    needed_bytes = BINARIES_BYTES + (stored_bytes if weights == "copy" else 0)
+    atomic.check_free_space(target, needed_bytes)
+
+
+def write_all(directory: Path, contents: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    return _entries(directory, contents)
+
+
+def _entries(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    return {
+        name: FileEntry(
+            size_bytes=(directory / name).stat().st_size, sha256=sha256_of(directory / name)
+        )
+        for name in names
+    }
+
+
+def describe_into(directory: Path, build: Build, files: Mapping[str, FileEntry]) -> None:
+    """Write the three descriptions; the manifest, last, lists all other files."""
+    descriptions = {
+        schema.ARTIFACT_FILE: describe_artifact(build, files),
+        schema.RUNTIME_CONFIG_FILE: describe_runtime(build),
+    }
+    written = write_all(
+        directory, {name: schema.to_json(d).encode() for name, d in descriptions.items()}
+    )
+    manifest = describe_files(build, {**files, **written})
+    write_all(directory, {schema.MANIFEST_FILE: schema.to_json(manifest).encode()})

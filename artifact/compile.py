@@ -1,0 +1,84 @@
+"""From a model's config to binaries: calls the compiler's stages in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..backend_rngd.isa.container import write_program
+from ..frontend.parameters import ParameterSpec
+from ..models.config_types import Bucket
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+
+Progress = Callable[[str], None]
+"""Told what is done next, in a few words."""
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """An imported model; each binary is compiled when the iterator reaches it."""
+
+    parameters: tuple[ParameterSpec, ...]
+    binaries: Iterator[tuple[Bucket, bytes]]
+
+
+def compile_model(
+    config: Any,
+    name: str,
+    buckets: Sequence[Bucket],
+    last_token_only: bool,
+    dump_ir: Path | None,
+    progress: Progress,
+) -> CompiledModel:
+    """Import the model of a transformers `config` once, then compile it for every bucket.
+
+    `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
+    follows. Raises: FRO007 (import), BCKxxx and VED005 (backend).
+    """
+    from ..frontend.declarations import declared_parameters
+
+    progress("importing the model")
+    module = _import(config, last_token_only, dump_ir)
+    return CompiledModel(
+        tuple(declared_parameters(module)),
+        ((bucket, _binary(module, name, bucket, dump_ir, progress)) for bucket in buckets),
+    )
+
+
+def _import(config: Any, last_token_only: bool, dump_ir: Path | None) -> ModuleOp:
+    """What all buckets share: outlined blocks over paged caches, sizes still open."""
+    import torch
+
+    from ..frontend.torch_import import import_model
+    from ..passes.pipeline import import_phase, model_phase, run_passes
+
+    module = import_model(config, torch.bfloat16)
+    passes = [*import_phase(), *model_phase(rows=1 if last_token_only else "all")]
+    run_passes(module, passes, dump_dir=dump_ir)
+    return module
+
+
+def _binary(
+    shared: ModuleOp, name: str, bucket: Bucket, dump_ir: Path | None, progress: Progress
+) -> bytes:
+    """One bucket's binary; the shared module stays as it is."""
+    from ..backend_rngd.encode import encode_program
+    from ..backend_rngd.pipeline import DIALECTS, backend_phase
+    from ..ir.text import make_context
+    from ..passes.pipeline import bucket_phase, run_passes
+
+    progress(f"compiling {bucket.name}")
+    module = shared.clone()
+    folder = bucket.name.replace(":", "-").replace(",", "-")
+    run_passes(
+        module,
+        [*bucket_phase(bucket), *backend_phase(bucket)],
+        dump_dir=None if dump_ir is None else dump_ir / folder,
+        input_name="model",
+        context=make_context(DIALECTS),
+    )
+    return write_program(encode_program(module, name))

@@ -1,0 +1,237 @@
+"""Fill the JSON files of an artifact from what was built. The values depend on the input alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..backend_rngd.isa.container import Program
+from ..frontend.parameters import ParameterSpec
+from ..models.config_types import Bucket, SchedulerConfig
+from . import schema
+from .schema import FileEntry, WeightsMode
+
+BLOCK_SIZE = 1
+"""Tokens per KV block."""
+PADDING_BLOCK = 0
+"""KV block that padding tokens write to."""
+POSITION_PAD = 1
+"""Position id of padding tokens."""
+DEVICE = "npu:0:0"
+"""One PE of the first card."""
+
+PIPELINE_VERSION = "0.1.0"
+SHORT_NAMES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
+"""numpy types -> type names of the 2025.1 schema."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One bucket's program, as written."""
+
+    bucket: Bucket
+    file: str
+    program: Program
+
+
+@dataclass(frozen=True)
+class Build:
+    """Everything that the descriptions say about one build."""
+
+    name: str
+    model_id: str
+    hf_config: Mapping[str, Any]
+    built_by: str
+    tools: Mapping[str, str]
+    weights: WeightsMode
+    last_token_only: bool
+    binaries: Sequence[Binary]
+    parameters: Sequence[ParameterSpec]
+    parameter_file_of: Mapping[str, str]
+    """Empty without weights."""
+
+    @property
+    def architecture(self) -> str:
+        return str(self.hf_config["architectures"][0])
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        return [binary.bucket for binary in self.binaries]
+
+
+def describe_artifact(build: Build, files: Mapping[str, FileEntry]) -> schema.ArtifactDescription:
+    """`artifact.json`; `files` are all files of the artifact but the descriptions."""
+    built_by = build.built_by.split()[-1]
+    return schema.ArtifactDescription(
+        metadata=schema.Metadata(
+            artifact_id=_derived_id(build, files),
+            name=build.name,
+            timestamp=0,
+            version=schema.Version(furiosa_llm=built_by, furiosa_compiler=built_by),
+        ),
+        devices=DEVICE,
+        generator_config=_generator_config(build),
+        hf_config=dict(build.hf_config),
+        model_metadata=schema.ModelMetadata(
+            pretrained_id=build.model_id,
+            task_type="text-generation",
+            llm_config=schema.LlmConfig(
+                optimization_config=schema.OptimizationConfig(
+                    optimize_paged_attention=True,
+                    calculate_logit_only_for_last_token=build.last_token_only,
+                ),
+                quantization_config=None,
+            ),
+            hf_configs={},
+            model_weight_path=None,
+            trust_remote_code=False,
+        ),
+        model_rewriting_config=schema.ModelRewritingConfig(
+            do_decompositions_for_model_rewrite=False,
+            use_blockwise_compile=True,
+            num_blocks_per_supertask=1,
+            embed_all_constants_into_graph=False,
+            optimize_logit_shape=build.last_token_only,
+        ),
+        parallel_config=schema.Parallel(tensor_parallel_size=1, pipeline_parallel_size=1),
+        pipelines=tuple(_pipeline(build, binary) for binary in build.binaries),
+        pipeline_metadata_list=tuple(
+            schema.PipelineMetadata(output_logits_size=_logits_rows(build, bucket))
+            for bucket in build.buckets
+        ),
+        max_prompt_len=max((b.attention_size for b in build.buckets if b.is_prefill), default=None),
+    )
+
+
+def describe_runtime(build: Build) -> schema.RuntimeConfig:
+    """`runtime_config.json`."""
+    scheduler = asdict(SchedulerConfig())
+    shapes = {
+        kind: tuple((b.batch_size, b.attention_size) for b in build.buckets if b.is_prefill == kind)
+        for kind in (True, False)
+    }
+    return schema.RuntimeConfig(
+        **scheduler,
+        paged_attention_num_blocks=None,
+        prefill_buckets=shapes[True],
+        decode_buckets=shapes[False],
+    )
+
+
+def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manifest:
+    """`manifest.json`."""
+    return schema.Manifest(
+        format_version=schema.FORMAT_VERSION,
+        built_by=build.built_by,
+        tools=dict(build.tools),
+        model_id=build.model_id,
+        architecture=build.architecture,
+        weights=build.weights,
+        calculate_logit_only_for_last_token=build.last_token_only,
+        binaries=tuple(
+            schema.BinaryEntry(bucket=binary.bucket.name, file=binary.file)
+            for binary in build.binaries
+        ),
+        parameters={
+            spec.name: schema.ParameterEntry(
+                shape=spec.shape,
+                dtype=spec.dtype.name,
+                file=build.parameter_file_of.get(spec.name),
+            )
+            for spec in sorted(build.parameters, key=lambda spec: spec.name)
+        },
+        files=dict(sorted(files.items())),
+    )
+
+
+def _derived_id(build: Build, files: Mapping[str, FileEntry]) -> str:
+    """A UUID of the name and the files' contents; linked files count by their size."""
+    content = [build.name, *([name, e.size_bytes, e.sha256] for name, e in sorted(files.items()))]
+    digest = hashlib.sha256(json.dumps(content).encode()).digest()
+    return str(uuid.UUID(bytes=digest[:16], version=5))
+
+
+def _generator_config(build: Build) -> schema.GeneratorConfig:
+    return schema.GeneratorConfig(
+        position_id_pad=POSITION_PAD,
+        buckets=tuple(schema.BucketEntry(**asdict(bucket)) for bucket in build.buckets),
+        model_qname=f"transformers.{build.architecture}",
+        paged_attention_config=schema.PagedAttention(
+            num_blocks=None, block_size=BLOCK_SIZE, padding_block_idx=PADDING_BLOCK
+        ),
+        packing_type="IDENTITY",
+        kv_cache_sharing_across_beams_config=None,
+        num_speculative_tokens=None,
+        unpadded_vocab_size=build.hf_config.get("vocab_size"),
+    )
+
+
+def _pipeline(build: Build, binary: Binary) -> schema.Pipeline:
+    """Input -> binary -> output. KV caches stay on the device and are no tensors here."""
+    bucket, program = binary.bucket, binary.program
+    blob = binary.bucket.file_stem
+    param_files = sorted(set(build.parameter_file_of.values()))
+    inputs = {
+        io.name: schema.PipelineTensor(shape=io.shape, dtype=io.dtype) for io in program.inputs
+    }
+    outputs = {
+        io.name: schema.PipelineTensor(shape=io.shape, dtype=io.dtype) for io in program.outputs
+    }
+    constants = _constants(build, program, param_files)
+    return schema.Pipeline(
+        name=(
+            f"transformers.{build.architecture}-kv{bucket.kv_cache_size}"
+            f"-b{bucket.batch_size}-attn{bucket.attention_size}"
+        ),
+        devices={"0": DEVICE},
+        tensors={**inputs, **constants, **outputs},
+        supertasks={
+            "0": schema.Supertask(kind="input", inputs=(), outputs=tuple(inputs)),
+            "1": schema.Supertask(
+                kind="edf",
+                inputs=(*inputs, *constants),
+                outputs=tuple(outputs),
+                device="0",
+                data_blob=blob,
+            ),
+            "2": schema.Supertask(kind="output", inputs=tuple(outputs), outputs=()),
+        },
+        metadata={"bucket": bucket.name},
+        blobs={blob: None},
+        param_files={
+            str(i): schema.ParamFile(path=name, format="safetensors")
+            for i, name in enumerate(param_files)
+        },
+        device_constraints=(),
+        version=PIPELINE_VERSION,
+    )
+
+
+def _constants(
+    build: Build, program: Program, param_files: list[str]
+) -> dict[str, schema.PipelineTensor]:
+    """The whole tensors of which the program uses parts."""
+    used = {relocation.tensor for relocation in program.parameters}
+    constants = {}
+    for spec in build.parameters:
+        if spec.name in used:
+            file = build.parameter_file_of.get(spec.name)
+            constants[spec.name] = schema.PipelineTensor(
+                shape=spec.shape,
+                dtype=SHORT_NAMES.get(spec.dtype.name, spec.dtype.name),
+                value=schema.ConstantValue(
+                    param_file=None if file is None else str(param_files.index(file)),
+                    name=spec.name,
+                    name_in_graph=spec.name,
+                    placements=tuple((0, size) for size in spec.shape),
+                ),
+            )
+    return constants
+
+
+def _logits_rows(build: Build, bucket: Bucket) -> int:
+    return 1 if build.last_token_only else bucket.input_ids_size

@@ -1,0 +1,329 @@
+"""Writing `rngd` commands: buffers, loops and locations, so that kernels stay short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from xdsl.dialects.builtin import UNKNOWN_LOC, LocationAttr
+from xdsl.ir import Block, Operation, Region, SSAValue
+
+from .affine import factor
+from .isa.dtypes import DType
+from .isa.instructions import (
+    Commit,
+    Context,
+    Contraction,
+    Counter,
+    Dma,
+    Exec,
+    Head,
+    IndexList,
+    Indirect,
+    Port,
+    Side,
+    Sink,
+    Space,
+    Stream,
+    Switch,
+    Vector,
+)
+from .isa.layout import FeatureOrder, features_per_slice
+from .isa.plan import SLICE_ADDRESS_BYTES, Memory
+from .isa.rules import SLICES_PER_PE, TRF_BYTES
+from .rngd import AllocOp, BufferType, DmaOp, ExecOp, RepeatOp
+
+UNROLL_LIMIT = 8
+"""Longest loop that is written out: only straight code overlaps from one turn to the next."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """A loop's counter: a number when the loop is written out, else its depth among repeats."""
+
+    value: int
+    depth: int | None
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A place in a buffer: an offset in bytes, and bytes per turn of each enclosing repeat."""
+
+    buffer: SSAValue
+    offset: int = 0
+    steps: tuple[int, ...] = ()
+
+    def at(self, offset_bytes: int) -> Ref:
+        return replace(self, offset=self.offset + offset_bytes)
+
+    def moved(self, index: Index, stride_bytes: int) -> Ref:
+        """The place `stride_bytes` further for each turn of the loop."""
+        if index.depth is None:
+            return self.at(index.value * stride_bytes)
+        steps = [*self.steps, *[0] * (index.depth + 1 - len(self.steps))]
+        steps[index.depth] += stride_bytes
+        return replace(self, steps=tuple(steps))
+
+    @property
+    def space(self) -> Space:
+        assert isinstance(self.buffer.type, BufferType)
+        return Space.HBM if self.buffer.type.memory.data == "hbm" else Space.DM
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Features of M tokens spread over the slices: DM of slice s holds [M][C], position s·C + j.
+
+    Padding positions up to the end of the last slice pair in use are zero, so that a product
+    may read them.
+    """
+
+    ref: Ref
+    order: FeatureOrder
+    tokens: int
+    dtype: DType = DType.BF16
+
+    @property
+    def per_slice(self) -> int:
+        """C, features per slice and token."""
+        return features_per_slice(self.order)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.bytes_for(self.per_slice)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.tokens * self.row_bytes
+
+    @property
+    def slices_used(self) -> int:
+        """Slices that hold at least one position of the order."""
+        return -(-self.order.positions // self.per_slice)
+
+    @property
+    def slices_read(self) -> int:
+        """Slices whose positions a product sums over: an even number, for whole 64 B packets."""
+        return self.slices_used + self.slices_used % 2
+
+
+@dataclass
+class Emitter:
+    """Appends commands to a block; `location` is given to each of them."""
+
+    block: Block
+    location: LocationAttr = UNKNOWN_LOC
+    _depth: int = field(default=0, init=False)
+
+    def append(self, op: Operation) -> None:
+        op.location = self.location
+        self.block.add_op(op)
+
+    def alloc(self, memory: Memory, size_bytes: int, label: str) -> Ref:
+        """A buffer on chip of `size_bytes` per slice."""
+        op = AllocOp(memory, -(-size_bytes // 32) * 32, label)
+        self.append(op)
+        return Ref(op.buffer)
+
+    def trf(self) -> Ref:
+        """The whole register file: straight code loads it anew for each use."""
+        return self.alloc(Memory.TRF, TRF_BYTES, "trf")
+
+    def activation(
+        self, order: FeatureOrder, tokens: int, label: str, dtype: DType = DType.BF16
+    ) -> Activation:
+        """A buffer in data memory for `tokens` rows of features."""
+        size_bytes = tokens * dtype.bytes_for(features_per_slice(order))
+        return Activation(self.alloc(Memory.DM, size_bytes, label), order, tokens, dtype)
+
+    def loop(self, count: int) -> Iterator[Index]:
+        """Turns of a loop; the body of a long one is emitted once, inside a repeat."""
+        if count <= UNROLL_LIMIT:
+            yield from (Index(i, None) for i in range(count))
+            return
+        outer, self.block = self.block, Block()
+        self._depth += 1
+        yield Index(0, self._depth - 1)
+        self._depth -= 1
+        body, self.block = self.block, outer
+        self.append(RepeatOp(count, Region(body)))
+
+    def exec(
+        self,
+        context: Context,
+        counters: Sequence[Counter],
+        stream: Stream,
+        *,
+        a: Ref,
+        out: Ref,
+        commit: Commit,
+        dtype: DType = DType.BF16,
+        out_dtype: DType | None = None,
+        b: Ref | None = None,
+        trf: Ref | None = None,
+        vrf: Ref | None = None,
+        contraction: Contraction | None = None,
+        vector: Vector = Vector(),  # noqa: B008 - frozen
+        switch: Switch = Switch(),  # noqa: B008 - frozen
+        trf_lanes: int = 8,
+        valid_slices: int = 0,
+    ) -> None:
+        """One pass. `dtype` is that of the fetched tensors, `out_dtype` of what is committed."""
+        command = Exec(
+            head=Head(context),
+            counters=tuple(c for c in counters if c.n > 1),
+            a=Port(a.offset, dtype),
+            b=Port(b.offset, dtype) if b else Port(),
+            trf=Port(trf.offset, dtype) if trf else Port(),
+            vrf=Port(vrf.offset, DType.F32) if vrf else Port(),
+            commit_port=Port(out.offset, out_dtype or dtype),
+            stream=stream,
+            commit=commit,
+            switch=switch,
+            contraction=contraction,
+            trf_lanes=contraction.lanes if contraction else trf_lanes,
+            vector=vector,
+            valid_slices=0 if valid_slices == SLICES_PER_PE else valid_slices,
+        )
+        refs = {"a": a, "b": b, "trf": trf, "vrf": vrf, "out": out}
+        named = {name: ref for name, ref in refs.items() if ref is not None}
+        self.append(
+            ExecOp(
+                command,
+                a=a.buffer,
+                b=b.buffer if b else None,
+                trf=trf.buffer if trf else None,
+                vrf=vrf.buffer if vrf else None,
+                out=out.buffer,
+                steps={name: ref.steps for name, ref in named.items()},
+            )
+        )
+
+    def dma(
+        self,
+        loops: Sequence[tuple[int, int, int]],
+        run_bytes: int,
+        source: Ref,
+        destination: Ref,
+    ) -> None:
+        """Copy runs; each loop is (count, source stride, destination stride), outermost first."""
+        n, source_strides, destination_strides = _transposed(
+            [loop for loop in loops if loop[0] > 1], 3
+        )
+        self._append_dma(
+            Dma(
+                Head(Context.DMA),
+                n,
+                run_bytes,
+                Side(source.space, source.offset, source_strides),
+                Side(destination.space, destination.offset, destination_strides),
+            ),
+            source,
+            destination,
+        )
+
+    def gather(
+        self,
+        loops: Sequence[tuple[int, int, int, int]],
+        run_bytes: int,
+        source: Ref,
+        destination: Ref,
+        *,
+        index: Ref,
+        row_bytes: int,
+        origin: int = 0,
+        scatter: bool = False,
+    ) -> None:
+        """Copy runs whose source (destination, for a scatter) row is named by an i32 list.
+
+        Each loop is (count, source stride, destination stride, index stride); `origin` is the
+        list's number of row 0.
+        """
+        n, source_strides, destination_strides, index_strides = _transposed(
+            [loop for loop in loops if loop[0] > 1], 4
+        )
+        self._append_dma(
+            Dma(
+                Head(Context.DMA),
+                n,
+                run_bytes,
+                Side(source.space, source.offset, source_strides),
+                Side(destination.space, destination.offset, destination_strides),
+                Indirect.DESTINATION if scatter else Indirect.SOURCE,
+                IndexList(index.offset, index_strides, row_bytes, origin=origin),
+            ),
+            source,
+            destination,
+            index,
+        )
+
+    def _append_dma(
+        self, command: Dma, source: Ref, destination: Ref, index: Ref | None = None
+    ) -> None:
+        refs = {"source": source, "destination": destination, "index": index}
+        self.append(
+            DmaOp(
+                command,
+                source=source.buffer,
+                destination=destination.buffer,
+                index=index.buffer if index else None,
+                steps={name: ref.steps for name, ref in refs.items() if ref is not None},
+            )
+        )
+
+    def regroup(
+        self,
+        source: Ref,
+        source_slice: np.ndarray,
+        source_byte: np.ndarray,
+        destination: Ref,
+        destination_slice: np.ndarray,
+        destination_byte: np.ndarray,
+        run_bytes: int,
+    ) -> None:
+        """Move runs between slices of data memory; the arrays broadcast to one entry per run."""
+        for nest in factor(
+            source_slice * SLICE_ADDRESS_BYTES + source_byte,
+            destination_slice * SLICE_ADDRESS_BYTES + destination_byte,
+        ):
+            loops = list(zip(nest.n, *nest.strides, strict=True))
+            self.dma(loops, run_bytes, source.at(nest.bases[0]), destination.at(nest.bases[1]))
+
+    def load_slices(self, source: Ref, destination: Ref, run_bytes: int) -> None:
+        """One run per slice from HBM, where the slices' runs follow each other."""
+        self.dma([(SLICES_PER_PE, run_bytes, SLICE_ADDRESS_BYTES)], run_bytes, source, destination)
+
+    def load_vrf(self, source: Ref, elements: int, label: str, dtype: DType = DType.F32) -> Ref:
+        """`elements` values of DM as 32-bit words in a new VRF buffer, by the sub context."""
+        vrf = self.alloc(Memory.VRF, 4 * elements, label)
+        run = math.gcd(elements, 8)
+        self.exec(
+            Context.SUB,
+            [Counter(elements // run, a=dtype.bytes_for(run), vrf=4 * run)],
+            Stream(run, cast=DType.F32 if dtype == DType.BF16 else None),
+            a=source,
+            dtype=dtype,
+            out=vrf,
+            out_dtype=DType.F32 if dtype == DType.BF16 else dtype,
+            commit=Commit(Sink.VRF, columns=run),
+        )
+        return vrf
+
+
+def _transposed(loops: Sequence[tuple[int, ...]], width: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(zip(*loops, strict=True)) if loops else ((),) * width
+
+
+def bits(value: float) -> int:
+    """The 32-bit pattern of an f32 immediate."""
+    return int(np.float32(value).view(np.uint32))
+
+
+def power_of_two_at_least(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def power_of_two_at_most(value: int) -> int:
+    return 1 << (value.bit_length() - 1)

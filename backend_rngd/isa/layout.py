@@ -1,0 +1,279 @@
+"""How the loader lays tensors out in HBM, and the tables it derives.
+
+The layout of a parameter is a function of its shape, type and rank slice, never of the bucket,
+so all buckets share one copy; files on disk keep the checkpoint's own layout.
+
+Letters: N rows and K columns of a weight, C features per slice, p position, f feature.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from .rules import SLICES_PER_PE
+
+ROTARY_RUN = 8
+"""First-half features that stand together; their rotary partners follow them."""
+CHUNK = 16
+"""Features per slice come in multiples of this, so that a 32 B flit stays in one slice."""
+
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Size = Annotated[int, Field(ge=1, le=1 << 31)]
+
+
+class Table(BaseModel):
+    """Base of everything in a container's header: strict, closed, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FeatureOrder(Table):
+    """Which feature stands at which position: heads padded to `padded`, each maybe in rotary order.
+
+    In rotary order a head's position 16·g + i holds feature 8·g + i of its first half, and
+    position 16·g + 8 + i that feature's partner in the second half. Plain features are one head.
+    """
+
+    heads: Size
+    head_dim: Size
+    padded: Size
+    rotary: bool = False
+
+    @property
+    def positions(self) -> int:
+        return self.heads * self.padded
+
+    @property
+    def features(self) -> int:
+        return self.heads * self.head_dim
+
+    def feature_at(self) -> np.ndarray:
+        """i64[positions]: the feature at each position, -1 for padding."""
+        in_head = np.arange(self.padded)
+        if self.rotary:
+            half = self.head_dim // 2
+            group, i = np.divmod(in_head, 2 * ROTARY_RUN)
+            low = group * ROTARY_RUN + i % ROTARY_RUN
+            valid = low < half
+            feature = np.where(i < ROTARY_RUN, low, low + half)
+        else:
+            feature, valid = in_head, in_head < self.head_dim
+        per_head = np.where(valid, feature, -1)
+        heads = np.arange(self.heads)[:, None] * self.head_dim
+        return np.where(per_head < 0, -1, heads + per_head).reshape(-1)
+
+
+def plain(features: int) -> FeatureOrder:
+    """Features in their own order."""
+    return FeatureOrder(heads=1, head_dim=features, padded=features)
+
+
+def heads(count: int, head_dim: int, *, rotary: bool) -> FeatureOrder:
+    """Heads padded to whole chunks; a rotary half is padded to whole runs."""
+    unit = 2 * ROTARY_RUN
+    padded = 2 * _round_up(head_dim // 2, ROTARY_RUN) if rotary else _round_up(head_dim, unit)
+    return FeatureOrder(heads=count, head_dim=head_dim, padded=padded, rotary=rotary)
+
+
+def features_per_slice(order: FeatureOrder) -> int:
+    """C: how many positions a slice holds when `order` is spread over one PE.
+
+    Heads never straddle slices at odd places: C divides the padded head by a power of two, or
+    is a multiple of it.
+    """
+    least = math.ceil(order.positions / SLICES_PER_PE)
+    if order.heads == 1:
+        return _round_up(least, CHUNK)
+    part = order.padded
+    while part % 2 == 0 and (part // 2) % CHUNK == 0 and part // 2 >= least:
+        part //= 2
+    return part if part >= least else _round_up(least, order.padded)
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+class RowsLayout(Table):
+    """A weight [N, K] as bf16 [slice][C][K padded]: row s·C + j of `out`, columns as `into`."""
+
+    kind: Literal["rows"] = "rows"
+    out: FeatureOrder
+    into: FeatureOrder
+    per_slice: Size
+    k_padded: Size
+
+    @property
+    def bytes(self) -> int:
+        return SLICES_PER_PE * self.per_slice * self.k_padded * 2
+
+    def place(self, tensor: np.ndarray) -> np.ndarray:
+        """bf16[N, K] -> bf16[64, C, K padded]; padding is zero."""
+        rows = _padded(self.out.feature_at(), SLICES_PER_PE * self.per_slice)
+        columns = _padded(self.into.feature_at(), self.k_padded)
+        placed = _take(_take(tensor, rows, 0), columns, 1)
+        return placed.reshape(SLICES_PER_PE, self.per_slice, self.k_padded)
+
+
+class VectorLayout(Table):
+    """A vector [N] as bf16 [slice][C]; `repeat` tiles a per-head vector over all heads."""
+
+    kind: Literal["vector"] = "vector"
+    order: FeatureOrder
+    per_slice: Size
+    repeat: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return SLICES_PER_PE * self.per_slice * 2
+
+    def place(self, tensor: np.ndarray) -> np.ndarray:
+        """bf16[N] or, with `repeat`, bf16[head_dim] -> bf16[64, C]."""
+        features = self.order.feature_at()
+        if self.repeat:
+            features = np.where(features < 0, -1, features % self.order.head_dim)
+        taken = _take(tensor, _padded(features, SLICES_PER_PE * self.per_slice), 0)
+        return taken.reshape(SLICES_PER_PE, self.per_slice)
+
+
+class RowTableLayout(Table):
+    """An embedding [V, N] as bf16 [V][64·C]: a row can be gathered into all slices at once."""
+
+    kind: Literal["row_table"] = "row_table"
+    order: FeatureOrder
+    per_slice: Size
+    rows: Size
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * SLICES_PER_PE * self.per_slice * 2
+
+    def place(self, tensor: np.ndarray) -> np.ndarray:
+        """bf16[V, N] -> bf16[V, 64·C]."""
+        columns = _padded(self.order.feature_at(), SLICES_PER_PE * self.per_slice)
+        return _take(tensor, columns, 1)
+
+
+Layout = Annotated[RowsLayout | VectorLayout | RowTableLayout, Field(discriminator="kind")]
+
+
+def _padded(features: np.ndarray, size: int) -> np.ndarray:
+    """`features` cut or filled with -1 to `size` positions."""
+    return np.concatenate([features[:size], np.full(max(0, size - len(features)), -1)])
+
+
+def _take(tensor: np.ndarray, features: np.ndarray, axis: int) -> np.ndarray:
+    """The features along `axis`; position -1 gives zero."""
+    shape = list(tensor.shape)
+    shape[axis] = len(features)
+    out = np.zeros(shape, tensor.dtype)
+    for positions, source in _runs(features):
+        where = (slice(None),) * axis
+        out[(*where, positions)] = tensor[(*where, source)]
+    return out
+
+
+def _runs(features: np.ndarray) -> list[tuple[slice, slice]]:
+    """Maximal runs of consecutive features as (positions, features); padding is left out."""
+    padding = features < 0
+    breaks = np.flatnonzero((np.diff(features) != 1) | padding[1:] | padding[:-1]) + 1
+    edges = [0, *breaks.tolist(), len(features)]
+    return [
+        (slice(low, high), slice(int(features[low]), int(features[low]) + high - low))
+        for low, high in itertools.pairwise(edges)
+        if high > low and features[low] >= 0
+    ]
+
+
+class RopeTable(Table):
+    """cos and signed sin as f32 [position][slice][C / 16][half][cos 8 | sin 8].
+
+    The angle of feature pair i at position p is the f32 product p · inv_freq[i], cos and sin are
+    times `scaling` (transformers' attention scaling). The sine of a first half is negated, since
+    its output is x·cos - partner·sin. Pairs past the end of `inv_freq` do not turn.
+    """
+
+    kind: Literal["rope"] = "rope"
+    rows: Size
+    order: FeatureOrder
+    per_slice: Size
+    inv_freq: tuple[float, ...]
+    scaling: float = 1.0
+
+    @property
+    def row_bytes(self) -> int:
+        return SLICES_PER_PE * self.per_slice * 8
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    def derive(self) -> np.ndarray:
+        """f32[rows, 64, C / 16, 2, 2, 8]."""
+        half = self.order.head_dim // 2
+        angle = np.zeros((self.rows, half), np.float32)
+        turning = np.asarray(self.inv_freq, np.float32)
+        angle[:, : len(turning)] = np.arange(self.rows, dtype=np.float32)[:, None] * turning
+        scaling = np.float32(self.scaling)
+        tables = []
+        for values, still in ((np.cos(angle), 1.0), (np.sin(angle), 0.0)):
+            values = (values * scaling).astype(np.float32)
+            values[:, len(turning) :] = still
+            tables.append(values)
+        return self._spread(*tables)
+
+    def _spread(self, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        positions = SLICES_PER_PE * self.per_slice
+        feature = _padded(self.order.feature_at(), positions)
+        in_head = np.where(feature < 0, -1, feature % self.order.head_dim)
+        half = self.order.head_dim // 2
+        pair = np.where(in_head >= half, in_head - half, in_head)
+        sign = np.where(in_head < half, -1.0, 1.0).astype(np.float32)
+        out = np.zeros((self.rows, positions, 2), np.float32)
+        out[:, :, 0] = np.where(pair < 0, np.float32(1.0), cos[:, pair])
+        out[:, :, 1] = np.where(pair < 0, np.float32(0.0), sin[:, pair] * sign)
+        blocks = out.reshape(self.rows, SLICES_PER_PE, self.per_slice // CHUNK, 2, ROTARY_RUN, 2)
+        return np.ascontiguousarray(np.moveaxis(blocks, -1, -2))
+
+
+class KeyIndex(Table):
+    """i32 [slice][key] with 8 B between keys: the index of each key that a slice attends to.
+
+    Slices come in groups of `splits`; split c of a group holds keys c·keys … c·keys + keys - 1.
+    """
+
+    kind: Literal["key_index"] = "key_index"
+    splits: Size
+    keys: Size
+
+    @property
+    def bytes(self) -> int:
+        return SLICES_PER_PE * self.keys * 8
+
+    def derive(self) -> np.ndarray:
+        """i64[64, keys]; the high word of each is zero."""
+        split = np.arange(SLICES_PER_PE) % self.splits
+        return (split[:, None] * self.keys + np.arange(self.keys)).astype(np.int64)
+
+
+class Zeros(Table):
+    """Bytes that are zero."""
+
+    kind: Literal["zeros"] = "zeros"
+    size: Size
+
+    @property
+    def bytes(self) -> int:
+        return self.size
+
+    def derive(self) -> np.ndarray:
+        """u8[size]."""
+        return np.zeros(self.size, np.uint8)
+
+
+Derived = Annotated[RopeTable | KeyIndex | Zeros, Field(discriminator="kind")]

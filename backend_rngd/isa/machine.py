@@ -1,0 +1,394 @@
+"""The machine's numbers: one YAML file per description, each number with its unit and source.
+
+`load_machine()` gives a typed `Machine`; `machine.dma.startup_cycles` is a plain number, and
+`machine.parameters["dma.startup_cycles"]` the same with unit, source, tag and range. Fields carry
+their unit in their name. The YAML settles what the sources disagree on; code has no switches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeGuard, get_type_hints
+
+import yaml
+
+from ... import errors
+
+SCHEMA = 1
+DEFAULT_MACHINE = "book"
+
+Table = Mapping[str, int]
+"""A small table of counts, by element type or kind."""
+Sizes = tuple[int, ...]
+Value = int | float | str | Sizes | Table
+
+
+class Tag(Enum):
+    """How we know a number."""
+
+    DOCUMENTED = "documented"
+    DERIVED = "derived"
+    FITTED = "fitted"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One number of a machine file. `low` and `high` bound it; both equal it when it is exact."""
+
+    value: Value
+    unit: str
+    source: str
+    tag: Tag
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Chip:
+    clusters: int
+    pes: int
+    slices_per_pe: int
+    slices_per_cluster: int
+    lanes_per_slice: int
+    dmns_per_pe: int
+    slices_per_dmn: int
+    clock_hertz: float
+    fusable_pes: Sizes
+
+
+@dataclass(frozen=True)
+class Hbm:
+    """High-bandwidth memory; `*_cycles` are core cycles unless the name says otherwise."""
+
+    capacity_bytes: int
+    bandwidth_bytes_per_second: float
+    channels: int
+    unit_bytes: int
+    unit_cycles: float
+    queue_entries_per_channel: int
+    row_conflict_cycles: int
+    column_delay_dram_cycles: Table
+    channel_nibble_bits: Sizes
+    rmw_write_factor: float
+    unaligned_read_factor: float
+    read_latency_cycles: int
+
+
+@dataclass(frozen=True)
+class DataMemory:
+    bytes_per_slice: int
+    banks: int
+    bank_width_bytes: int
+    rows_per_bank: int
+    dmn_bytes_per_cycle: int
+    slice_window_bytes: int
+    max_same_bank_accesses: int
+    noc_timeout_cycles: int
+    misaligned_write_factor: float
+
+
+@dataclass(frozen=True)
+class Scratchpad:
+    instances_per_dmn: int
+    bytes_per_pe: int
+    bytes_per_cycle: int
+    gather_index_limit_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorRegisters:
+    logical_bytes: int
+    row_bits: int
+    geometry: Table
+    elements_per_row: Table
+
+
+@dataclass(frozen=True)
+class VectorRegisters:
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    cells: int
+    cell_bits: int
+
+
+@dataclass(frozen=True)
+class DmaEngine:
+    engines: int
+    bytes_per_cycle: int
+    startup_cycles: int
+    startup_scheduler_cycles: int
+    max_packet_bytes: int
+    dm_write_alignment_bytes: int
+    max_loops: int
+
+
+@dataclass(frozen=True)
+class Pcie:
+    bytes_per_cycle: int
+    generation: str
+    peer_latency_cycles: int
+
+
+@dataclass(frozen=True)
+class Sequencer:
+    max_entries: int
+    max_size: int
+
+
+@dataclass(frozen=True)
+class Fetch:
+    main_read_bytes: Sizes
+    sub_read_bytes: int
+    cast_latency_cycles: int
+    max_cast_output_bytes: int
+    max_interleaved_tensors: int
+    fill_cycles: int
+    adapter_fill_cycles: int
+
+
+@dataclass(frozen=True)
+class CommitEngine:
+    valid_bytes: Sizes
+    sub_write_bytes: int
+    fill_cycles: int
+
+
+@dataclass(frozen=True)
+class StreamWidth:
+    flit_bytes: int
+    collect_fill_cycles: int
+
+
+@dataclass(frozen=True)
+class SwitchEngine:
+    hop_cycles: int
+    router_buffer_packets: int
+    snoop_entries: int
+    fill_cycles_per_hop: int
+    bitmap_load_cycles: int
+
+
+@dataclass(frozen=True)
+class ContractionEngine:
+    packet_bytes: int
+    macs_per_lane: Table
+    tree_levels: Table
+    out_bus_elements: int
+    interleaved_slot_cells: int
+    sequential_slot_lanes: int
+    accumulator_fill_cycles: int
+    folder_fill_cycles: int
+
+
+@dataclass(frozen=True)
+class VectorEngine:
+    elements_per_cycle: int
+    float_elements_per_cycle: int
+    alu_latency_cycles: int
+    reduce_slots: int
+    tag_bits: int
+    max_slice_group: int
+    cast_fill_cycles: int
+
+
+@dataclass(frozen=True)
+class TransposeEngine:
+    valid_per_flit: Table
+    max_rows: Table
+    buffer_columns: int
+
+
+@dataclass(frozen=True)
+class ControlUnit:
+    queue_entries: int
+    registers: int
+    exec_main_cycles: int
+    exec_sub_cycles: int
+    launch_cycles: int
+    finish_cycles: int
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A machine description. Equality and hash are identity: costs are cached per machine."""
+
+    name: str
+    chip: Chip
+    hbm: Hbm
+    dm: DataMemory
+    spm: Scratchpad
+    trf: TensorRegisters
+    vrf: VectorRegisters
+    accumulator: Accumulator
+    dma: DmaEngine
+    pcie: Pcie
+    sequencer: Sequencer
+    fetch: Fetch
+    commit: CommitEngine
+    stream: StreamWidth
+    switch: SwitchEngine
+    contraction: ContractionEngine
+    vector: VectorEngine
+    transpose: TransposeEngine
+    control: ControlUnit
+    parameters: Mapping[str, Parameter]
+    """Every number above as "section.field", with its unit, source, tag and range."""
+
+    def microseconds(self, cycles: float) -> float:
+        return cycles / self.chip.clock_hertz * 1e6
+
+
+def load_machine(name_or_path: str | Path = DEFAULT_MACHINE) -> Machine:
+    """The description with that name, or in that file (anything with a slash or `.yaml`).
+
+    Raises: VED021 (no such description), VED022 (the file is not valid, naming the parameter).
+    """
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in name or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        try:
+            return parse_machine(path.read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.machine_not_found(name, shipped_machines(), str(error)) from None
+    if name not in shipped_machines():
+        raise errors.machine_not_found(name, shipped_machines(), "no description has this name")
+    return _shipped(name)
+
+
+@functools.cache
+def _shipped(name: str) -> Machine:
+    text = (_machines_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_machine(text, name)
+
+
+def shipped_machines() -> tuple[str, ...]:
+    """Names of the descriptions that come with the package."""
+    files = (entry.name for entry in _machines_folder().iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
+
+
+def _machines_folder() -> Any:
+    return resources.files(__package__) / "machines"
+
+
+def parse_machine(text: str, where: str) -> Machine:
+    """The machine in a YAML text. Raises: VED022, naming `where` and the parameter."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise errors.bad_machine(where, "file", f"not YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise errors.bad_machine(where, "file", "not a table of sections")
+    if document.get("schema") != SCHEMA:
+        raise errors.bad_machine(where, "schema", f"{document.get('schema')!r}, expected {SCHEMA}")
+    if not isinstance(document.get("name"), str):
+        raise errors.bad_machine(where, "name", "missing or not text")
+    hints = get_type_hints(Machine)
+    sections = [f.name for f in dataclasses.fields(Machine) if f.name not in ("name", "parameters")]
+    _check_keys(where, "", document, [*sections, "schema", "name"])
+    parameters: dict[str, Parameter] = {}
+    built = {
+        name: _section(where, name, hints[name], document[name], parameters) for name in sections
+    }
+    return Machine(name=document["name"], parameters=MappingProxyType(parameters), **built)
+
+
+def _section(
+    where: str, name: str, kind: type[Any], table: object, parameters: dict[str, Parameter]
+) -> Any:
+    if not isinstance(table, dict):
+        raise errors.bad_machine(where, name, "not a table of parameters")
+    hints = get_type_hints(kind)
+    _check_keys(where, f"{name}.", table, list(hints))
+    for field, hint in hints.items():
+        path = f"{name}.{field}"
+        parameters[path] = _parameter(where, path, hint, table[field])
+    return kind(**{field: parameters[f"{name}.{field}"].value for field in hints})
+
+
+def _parameter(where: str, path: str, hint: object, entry: object) -> Parameter:
+    if not isinstance(entry, dict):
+        raise errors.bad_machine(where, path, "not a table with value, unit, source and tag")
+    _check_keys(where, f"{path}.", entry, ["value", "unit", "source", "tag"], ["range"])
+    value = _value(where, path, hint, entry["value"])
+    for key in ("unit", "source"):
+        if not isinstance(entry[key], str) or not entry[key]:
+            raise errors.bad_machine(where, f"{path}.{key}", "missing or not text")
+    if entry["tag"] not in {tag.value for tag in Tag}:
+        choices = ", ".join(tag.value for tag in Tag)
+        raise errors.bad_machine(where, f"{path}.tag", f"{entry['tag']!r} is none of {choices}")
+    if value == 0 and not entry["unit"].startswith("cycles"):
+        raise errors.bad_machine(where, path, "only a number of cycles may be 0")
+    low, high = _range(where, path, value, entry.get("range"))
+    return Parameter(value, entry["unit"], entry["source"], Tag(entry["tag"]), low, high)
+
+
+def _value(where: str, path: str, hint: object, value: object) -> Value:
+    if hint is str and isinstance(value, str):
+        return value
+    if hint is int and _is_count(value):
+        return value
+    if hint is float and _is_number(value):
+        return float(value)
+    if hint == Sizes and isinstance(value, list) and value and all(map(_is_count, value)):
+        return tuple(value)
+    if hint == Table and isinstance(value, dict) and value and all(map(_is_count, value.values())):
+        return MappingProxyType({str(key): item for key, item in value.items()})
+    kinds = {int: "a whole number", float: "a number", str: "text", Sizes: "a list of counts"}
+    expected = kinds.get(hint, "a table of counts")  # type: ignore[call-overload]
+    raise errors.bad_machine(where, path, f"{value!r} is not {expected} of at least 0")
+
+
+def _range(
+    where: str, path: str, value: Value, bounds: object
+) -> tuple[float | None, float | None]:
+    if not _is_number(value):
+        if bounds is not None:
+            raise errors.bad_machine(where, f"{path}.range", "only numbers have a range")
+        return None, None
+    if bounds is None:
+        return float(value), float(value)
+    if not isinstance(bounds, list) or len(bounds) != 2 or not all(map(_is_number, bounds)):
+        raise errors.bad_machine(where, f"{path}.range", "not a list [low, high]")
+    low, high = float(bounds[0]), float(bounds[1])
+    if not low <= value <= high:
+        raise errors.bad_machine(where, f"{path}.range", f"{value} lies outside [{low}, {high}]")
+    return low, high
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e30
+
+
+def _check_keys(
+    where: str,
+    prefix: str,
+    table: Mapping[Any, object],
+    required: list[str],
+    optional: list[str] | None = None,
+) -> None:
+    known = [*required, *(optional or ())]
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {prefix}{close[0]}?" if close else ""
+            raise errors.bad_machine(where, f"{prefix}{key}", f"no such parameter{hint}")
+    for key in required:
+        if key not in table:
+            raise errors.bad_machine(where, f"{prefix}{key}", "missing")

@@ -1,0 +1,102 @@
+"""Rotary position embedding on features in rotary order: a feature's partner is 8 places away."""
+
+from __future__ import annotations
+
+from ... import errors
+from ..emitter import Activation, Emitter, Ref
+from ..isa.dtypes import DType
+from ..isa.instructions import (
+    Alu,
+    Commit,
+    Context,
+    Counter,
+    Op,
+    Source,
+    Stream,
+    Vector,
+    VectorOp,
+)
+from ..isa.layout import CHUNK, ROTARY_RUN
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
+from ..isa.rules import SLICES_PER_PE, VRF_BYTES
+
+HALF_BYTES = 2 * ROTARY_RUN
+"""bf16 bytes of a run of first halves or of their partners."""
+
+
+def rope(
+    emit: Emitter, x: Activation, table: Ref, positions: Ref, position_bytes: int, label: str
+) -> Activation:
+    """x · cos(angle) + partner · (± sin(angle)), in f32 and rounded once to bf16.
+
+    `table` is a `RopeTable` of x's order; `positions` lists the tokens' rows in it.
+    """
+    angle_bytes = x.per_slice * 8
+    """cos and sin as f32, per slice and token."""
+    if angle_bytes > VRF_BYTES:
+        raise errors.too_many_features(label, x.order.positions, SLICES_PER_PE * VRF_BYTES // 8)
+    angles = emit.alloc(Memory.DM, x.tokens * angle_bytes, "angles")
+    emit.gather(
+        [
+            (x.tokens, 0, angle_bytes, position_bytes),
+            (SLICES_PER_PE, angle_bytes, SLICE_ADDRESS_BYTES, 0),
+        ],
+        angle_bytes,
+        table,
+        angles,
+        index=positions,
+        row_bytes=SLICES_PER_PE * angle_bytes,
+    )
+    y = emit.activation(x.order, x.tokens, label)
+    tokens = min(x.tokens, VRF_BYTES // angle_bytes)
+    whole, rest = divmod(x.tokens, tokens)
+    for turn in emit.loop(whole):
+        _rotate(
+            emit,
+            x.ref.moved(turn, tokens * x.row_bytes),
+            y.ref.moved(turn, tokens * x.row_bytes),
+            angles.moved(turn, tokens * angle_bytes),
+            tokens,
+            x.per_slice,
+        )
+    if rest:
+        first = whole * tokens
+        _rotate(
+            emit,
+            x.ref.at(first * x.row_bytes),
+            y.ref.at(first * x.row_bytes),
+            angles.at(first * angle_bytes),
+            rest,
+            x.per_slice,
+        )
+    return y
+
+
+def _rotate(emit: Emitter, x: Ref, y: Ref, angles: Ref, tokens: int, per_slice: int) -> None:
+    vrf = emit.load_vrf(angles, tokens * per_slice * 2, "angles")
+    chunk_bytes = 2 * CHUNK
+    emit.exec(
+        Context.MAIN,
+        [
+            Counter(
+                tokens, a=per_slice * 2, b=per_slice * 2, vrf=per_slice * 8, commit=per_slice * 2
+            ),
+            Counter(per_slice // CHUNK, a=chunk_bytes, b=chunk_bytes, vrf=128, commit=chunk_bytes),
+            Counter(2, a=HALF_BYTES, b=-HALF_BYTES, vrf=64, commit=HALF_BYTES),
+        ],
+        Stream(ROTARY_RUN, cast=DType.F32, pair=True),
+        a=x,
+        b=x.at(HALF_BYTES),
+        vrf=vrf,
+        out=y,
+        out_dtype=DType.BF16,
+        vector=Vector(
+            (
+                VectorOp(Alu.MUL0, Op.MUL, y=Source.VRF),
+                VectorOp(Alu.FMA, Op.ADD, y=Source.ZIP),
+            ),
+            vrf_column=4,
+            vrf_pair=32,
+        ),
+        commit=Commit(columns=ROTARY_RUN, column_stride=2),
+    )

@@ -1,0 +1,98 @@
+"""Moving whole token rows between HBM and the slices.
+
+The hidden state between calls stands in HBM as bf16 [slice][token][C], so that a slice's rows are
+one run whatever part of the tokens a block works on at a time.
+"""
+
+from __future__ import annotations
+
+from ..emitter import Activation, Emitter, Ref
+from ..isa.layout import FeatureOrder
+from ..isa.plan import SLICE_ADDRESS_BYTES
+from ..isa.rules import SLICES_PER_PE
+
+
+def embedding(
+    emit: Emitter, table: Ref, order: FeatureOrder, ids: Ref, id_bytes: int, tokens: int
+) -> Activation:
+    """Rows of a `RowTableLayout` table, one per token id."""
+    x = emit.activation(order, tokens, "embedding")
+    emit.gather(
+        [
+            (tokens, 0, x.row_bytes, id_bytes),
+            (SLICES_PER_PE, x.row_bytes, SLICE_ADDRESS_BYTES, 0),
+        ],
+        x.row_bytes,
+        table,
+        x.ref,
+        index=ids,
+        row_bytes=SLICES_PER_PE * x.row_bytes,
+    )
+    return x
+
+
+def load_rows(
+    emit: Emitter, hidden: Ref, order: FeatureOrder, all_tokens: int, first: int, tokens: int
+) -> Activation:
+    """Tokens first … first + tokens - 1 of a hidden state of `all_tokens` tokens."""
+    x = emit.activation(order, tokens, "hidden")
+    emit.dma(
+        [(SLICES_PER_PE, all_tokens * x.row_bytes, SLICE_ADDRESS_BYTES)],
+        x.size_bytes,
+        hidden.at(first * x.row_bytes),
+        x.ref,
+    )
+    return x
+
+
+def store_rows(emit: Emitter, x: Activation, hidden: Ref, all_tokens: int, first: int) -> None:
+    """The inverse of `load_rows`."""
+    emit.dma(
+        [(SLICES_PER_PE, SLICE_ADDRESS_BYTES, all_tokens * x.row_bytes)],
+        x.size_bytes,
+        x.ref,
+        hidden.at(first * x.row_bytes),
+    )
+
+
+def last_rows(
+    emit: Emitter,
+    hidden: Ref,
+    order: FeatureOrder,
+    all_sequences: int,
+    tokens_per_sequence: int,
+    first_sequence: int,
+    sequences: int,
+    lengths: Ref,
+    length_bytes: int,
+) -> Activation:
+    """Row lengths[b] - 1 of each of `sequences` sequences of a hidden state; lengths[b] >= 1."""
+    x = emit.activation(order, sequences, "last_rows")
+    sequence_bytes = tokens_per_sequence * x.row_bytes
+    emit.gather(
+        [
+            (sequences, sequence_bytes, x.row_bytes, length_bytes),
+            (SLICES_PER_PE, all_sequences * sequence_bytes, SLICE_ADDRESS_BYTES, 0),
+        ],
+        x.row_bytes,
+        hidden.at(first_sequence * sequence_bytes),
+        x.ref,
+        index=lengths.at(first_sequence * length_bytes),
+        row_bytes=x.row_bytes,
+        origin=1,
+    )
+    return x
+
+
+def store_logits(emit: Emitter, x: Activation, logits: Ref, first: int) -> None:
+    """f32 rows to an output [token][64·C], features in their own order."""
+    row_bytes = SLICES_PER_PE * x.row_bytes
+    emit.dma(
+        [
+            (x.tokens, x.row_bytes, row_bytes),
+            (SLICES_PER_PE, SLICE_ADDRESS_BYTES, x.row_bytes),
+        ],
+        x.row_bytes,
+        x.ref,
+        logits.at(first * row_bytes),
+    )

@@ -1,0 +1,93 @@
+"""`furiosa-llm inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--disasm", is_flag=True, help="Print the commands of a .vedf file as text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(path: Path, disasm: bool, as_json: bool) -> None:
+    """Show what PATH, an artifact or a .vedf file, holds."""
+    from ..artifact.summary import disassembly, summarize
+
+    if disasm:
+        text = disassembly(path)
+        click.echo(json.dumps({"disassembly": text}) if as_json else text)
+        return
+    summary = summarize(path)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    elif path.is_file():
+        _print_binary(summary)
+    else:
+        _print_artifact(summary)
+
+
+def _print_artifact(summary: dict[str, Any]) -> None:
+    from .tables import print_table
+
+    model, parameters = summary["model"], summary["parameters"]
+    print_table(
+        summary["name"],
+        ("", "value"),
+        [
+            ("artifact id", summary["artifact_id"]),
+            ("model", f"{model['id']} ({model['architecture']})"),
+            ("built by", summary["built_by"]),
+            ("weights", summary["weights"]),
+            ("parameters", f"{sum(p['elements'] for p in parameters):,}"),
+            ("parameter tensors", f"{len(parameters):,}"),
+            ("tokenizer", "yes" if summary["tokenizer"] else "no"),
+        ],
+    )
+    print_table(
+        "binaries",
+        ("bucket", "file", "commands", "code bytes", "calls", "SHA-256"),
+        [
+            (
+                bucket["bucket"],
+                bucket["file"],
+                f"{bucket['commands']:,}",
+                f"{bucket['code_bytes']:,}",
+                f"{bucket['calls']:,}",
+                bucket["sha256"],
+            )
+            for bucket in summary["buckets"]
+        ],
+    )
+
+
+def _print_binary(summary: dict[str, Any]) -> None:
+    from .tables import print_table
+
+    print_table(
+        f"{summary['file']} ({summary['bucket']})",
+        ("block", "commands", "code bytes", "calls"),
+        [
+            (b["name"], f"{b['commands']:,}", f"{b['code_bytes']:,}", f"{b['calls']:,}")
+            for b in summary["blocks"]
+        ],
+    )
+    print_table(
+        "inputs and outputs",
+        ("name", "type", "shape"),
+        [
+            (io["name"], io["dtype"], " x ".join(map(str, io["shape"])))
+            for io in (*summary["inputs"], *summary["outputs"])
+        ],
+    )
+    print_table(
+        "parameters",
+        ("tensor", "shape", "bytes on the device"),
+        [
+            (p["name"], " x ".join(map(str, p["shape"])), f"{p['bytes']:,}")
+            for p in summary["parameters"]
+        ],
+    )

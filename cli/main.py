@@ -1,0 +1,78 @@
+"""`furiosa-llm`: finds the command, and turns every failure into text and an exit code.
+
+Commands live in one file each and are imported only when asked for; they import the library
+inside their function, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+from .. import errors
+
+COMMANDS = ("build", "run", "profile", "inspect", "opt")
+"""Each is the object `command` in the module of its name."""
+
+DEBUG = "furiosa_llm.debug"
+"""Key of the --debug flag in click's context."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+class CommandGroup(click.Group):
+    """Commands by name, and the one place where errors end."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return with_debug(import_module(f".{cmd_name}", __package__).command)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a failure ends the process with its exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own: usage errors, --help, a reader that has gone
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if ctx.meta.get(DEBUG):
+                traceback.print_exc()
+            if not isinstance(error, errors.FuriosaLLMError):
+                error = errors.internal_error(error)
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+
+
+def with_debug(command: click.Command) -> click.Command:
+    """`command` with the option --debug, which all of them have."""
+    if not any(param.name == "debug" for param in command.params):
+        option = click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,  # before options whose values may be wrong
+            callback=_remember_debug,
+            help="Show a traceback when something fails.",
+        )
+        command.params.append(option)
+    return command
+
+
+def _remember_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG] = value  # shared by a command's context and its group's
+
+
+@click.group(cls=CommandGroup)
+@click.version_option(package_name="furiosa-llm-open", message="%(package)s %(version)s")
+def main() -> None:
+    """Build language models for the RNGD accelerator and run them on its simulator."""

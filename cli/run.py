@@ -1,0 +1,130 @@
+"""`furiosa-llm run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import errors
+from .progress import progress
+
+if TYPE_CHECKING:
+    from ..llm.outputs import Metrics, RequestOutput
+
+
+def _token_ids(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> Any:
+    """`1,2,3` -> [1, 2, 3], each. Raises: RUN009."""
+    return [_token_list(value) for value in values]
+
+
+def _token_list(value: str) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise errors.malformed_token_ids(value) from None
+
+
+@click.command("run")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Repeatable.")
+@click.option(
+    "--prompt-token-ids",
+    multiple=True,
+    callback=_token_ids,
+    metavar="IDS",
+    help="A prompt as token ids, e.g. 1,2,3. Repeatable; instead of --prompt.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Tokens to generate for each prompt at most.",
+)
+@click.option(
+    "--weights-from",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Take the weights from this checkpoint, for an artifact without weights.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    artifact: Path,
+    prompts: tuple[str, ...],
+    prompt_token_ids: list[list[int]],
+    max_tokens: int,
+    weights_from: Path | None,
+    as_json: bool,
+) -> None:
+    """Generate text from ARTIFACT on the simulated device, always with the likeliest token.
+
+    The times printed are the device's, as simulated. All prompts run as one batch.
+    """
+    if bool(prompts) == bool(prompt_token_ids):
+        raise errors.bad_prompts("run takes either --prompt or --prompt-token-ids")
+    with progress() as report:
+        report("loading the artifact")
+        from ..llm.llm import LLM
+        from ..llm.sampling_params import SamplingParams
+
+        llm = LLM.load_artifact(
+            artifact,
+            weights_from=weights_from,
+            on_step=lambda step: report(f"ran {step.bucket.name}: {step.cycles} cycles"),
+        )
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        outputs = llm.generate(
+            list(prompts) or None, params, prompt_token_ids=prompt_token_ids or None
+        )
+    assert isinstance(outputs, list)  # one for each prompt of a list
+    assert llm.metrics is not None
+    if as_json:
+        click.echo(json.dumps(_to_json(outputs, llm.metrics), indent=2))
+    else:
+        _print(outputs, llm.metrics)
+
+
+def _to_json(outputs: list[RequestOutput], metrics: Metrics) -> dict[str, Any]:
+    return {
+        "outputs": [
+            {
+                "prompt": output.prompt,
+                "prompt_token_ids": output.prompt_token_ids,
+                "token_ids": answer.token_ids,
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+            }
+            for output in outputs
+            for answer in output.outputs
+        ],
+        "metrics": {
+            **asdict(metrics),
+            "steps": [{"bucket": s.bucket.name, "cycles": s.cycles} for s in metrics.steps],
+        },
+    }
+
+
+def _print(outputs: list[RequestOutput], metrics: Metrics) -> None:
+    for output in outputs:
+        answer = output.outputs[0]
+        if output.prompt is None:
+            click.echo(",".join(map(str, answer.token_ids)))
+        if answer.text:
+            click.echo((output.prompt or "") + answer.text)
+    from .tables import print_table
+
+    rows = [
+        ("time to first token (TTFT)", f"{metrics.ttft_us:.1f} us"),
+        ("time per output token (TPOT)", _us(metrics.tpot_us)),
+        ("device cycles", f"{metrics.cycles:,}"),
+        ("device steps", f"{len(metrics.steps):,}"),
+    ]
+    print_table("simulated", ("what", "value"), rows)
+
+
+def _us(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} us"

@@ -1,0 +1,78 @@
+"""Run passes on IR text: what `furiosa-llm opt` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.ir import Dialect
+from xdsl.passes import ModulePass
+
+from ..ir.text import LazyDialects, make_context, parse_module, print_module
+from ..ir.verification import verify_module
+from .dump import Header, pipeline_items, split_header
+from .pipeline import run_passes
+from .pipeline_text import parse_passes
+from .registry import PASSES, Registry
+
+SEPARATOR = "// -----"
+
+
+def _test_dialect() -> Dialect:
+    from xdsl.dialects.test import Test
+
+    return Test
+
+
+def run_opt(
+    text: str,
+    passes: str,
+    split_input_file: bool = False,
+    *,
+    registry: Registry | None = None,
+    extra_dialects: LazyDialects | None = None,
+    filename: str = "<text>",
+) -> str:
+    """The module in `text` after `passes` (`a,b{opt=1}`), with locations.
+
+    It is verified before the first pass and after each. With `split_input_file` the parts
+    between `// -----` lines are modules of their own. A header, as `--dump-ir` writes it, is
+    kept up to date. `registry` and `extra_dialects` (such as `rngd`) add to what is known here;
+    xDSL's `test.op` stands for values from anywhere.
+    Raises: PAS001 to PAS003 for `passes`, IRV… for the text, and what the passes raise.
+    """
+    known = {**PASSES, **(registry or {})}
+    pipeline = parse_passes(passes, known)
+    dialects = {"test": _test_dialect, **(extra_dialects or {})}
+    parts = text.split(SEPARATOR) if split_input_file else [text]
+    outputs = [_run(part, pipeline, known, dialects, filename) for part in parts]
+    return f"{SEPARATOR}\n".join(outputs)
+
+
+def _run(
+    text: str,
+    pipeline: Sequence[ModulePass],
+    registry: Registry,
+    dialects: LazyDialects,
+    filename: str,
+) -> str:
+    module = parse_module(text, filename, dialects)
+    verify_module(module)
+    context = make_context(dialects)
+    header = _read_header(text, registry)
+    if header is None:
+        run_passes(module, pipeline, context=context)
+        return print_module(module)
+    for one in pipeline:
+        before = print_module(module)
+        run_passes(module, [one], context=context)
+        header = header.after(one, changed=print_module(module) != before)
+    return header.text() + print_module(module)
+
+
+def _read_header(text: str, registry: Registry) -> Header | None:
+    found = split_header(text)
+    if found is None:
+        return None
+    (made_by, options, following), _ = found
+    # Parsed and shown again, so that a pass is found however its options are written.
+    return Header(made_by, options, pipeline_items(parse_passes(following, registry)))

@@ -1,0 +1,71 @@
+"""Every pass by name, imported when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from xdsl.passes import ModulePass
+
+Registry: TypeAlias = Mapping[str, Callable[[], type[ModulePass]]]
+
+
+def _canonicalize() -> type[ModulePass]:
+    from .canonicalize import CanonicalizePass
+
+    return CanonicalizePass
+
+
+def _cse() -> type[ModulePass]:
+    from .cse import CsePass
+
+    return CsePass
+
+
+def _dce() -> type[ModulePass]:
+    from .dce import DcePass
+
+    return DcePass
+
+
+def _fuse_primitives() -> type[ModulePass]:
+    from .fuse_primitives import FusePrimitivesPass
+
+    return FusePrimitivesPass
+
+
+def _outline_blocks() -> type[ModulePass]:
+    from .outline_blocks import OutlineBlocksPass
+
+    return OutlineBlocksPass
+
+
+def _paged_attention() -> type[ModulePass]:
+    from .paged_attention import PagedAttentionPass
+
+    return PagedAttentionPass
+
+
+def _prune_logits() -> type[ModulePass]:
+    from .prune_logits import PruneLogitsPass
+
+    return PruneLogitsPass
+
+
+def _specialize_bucket() -> type[ModulePass]:
+    from .specialize_bucket import SpecializeBucketPass
+
+    return SpecializeBucketPass
+
+
+PASSES: Registry = {
+    "canonicalize": _canonicalize,
+    "cse": _cse,
+    "dce": _dce,
+    "fuse-primitives": _fuse_primitives,
+    "outline-blocks": _outline_blocks,
+    "paged-attention": _paged_attention,
+    "prune-logits": _prune_logits,
+    "specialize-bucket": _specialize_bucket,
+}
+"""The passes on tensors; `artifact` and `cli` add the backend's."""

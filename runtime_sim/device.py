@@ -1,0 +1,157 @@
+"""The simulated device: runs programs on real values.
+
+    device = Device()
+    device.load(program, source)            # where parameters come from; read when first used
+    device.allocate_caches(program, slots)
+    outputs = device.execute(program, {"input_ids": ..., ...})
+
+Parameters, tables, KV caches and decoded weights are shared between programs, so a prefill and a
+decode bucket of one model cost their weights once. The first run of a program checks it and binds
+every call to views of the memories; later runs only compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..backend_rngd.isa.container import Call, Program
+from ..backend_rngd.isa.expand import Issued, expand_call, module_path
+from ..backend_rngd.isa.ordering import check_order, summary
+from ..backend_rngd.isa.plan import ExecPlan, Plan
+from ..backend_rngd.isa.rules import SLICES_PER_PE
+from .checks import check_dma, check_exec
+from .dma_values import bind_dma
+from .exec_values import Step, bind_exec
+from .hbm import Region, TensorSource
+from .initialised import check_initialised
+from .loader import Loader
+from .memory import ChipMemory
+from .tensor_io import check_inputs, element_view
+from .weights import WeightCache
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A program with its addresses resolved."""
+
+    regions: tuple[Region, ...]
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    steps: tuple[Step, ...]
+
+
+class Device:
+    """`pes` fused processing elements with their HBM."""
+
+    def __init__(self, pes: int = 1, *, weight_cache_bytes: int | None = None) -> None:
+        """`weight_cache_bytes`: room for decoded weights; by default half of the host's memory."""
+        self._memory = ChipMemory(SLICES_PER_PE * pes)
+        self._weights = WeightCache(weight_cache_bytes)
+        self._loader = Loader()
+        self._bound: WeakKeyDictionary[Program, _Bound] = WeakKeyDictionary()
+        self._passes: dict[tuple[int, ...], tuple[Plan, Step]] = {}
+        """Bound passes by plan and addresses; the plan is kept so that its id stays its own."""
+
+    def load(self, program: Program, source: TensorSource) -> None:
+        """Let the program's parameters come from `source`, which is asked when they are used.
+
+        `source(name)` gives a checkpoint tensor in its own layout: bf16, or f16 or f32, which are
+        rounded. A parameter that another program has loaded keeps its source.
+        """
+        self._loader.give_source(program, source)
+
+    def allocate_caches(self, program: Program, slots: int) -> None:
+        """Make KV caches with `slots` slots, filled with NaN, for the program's layers.
+
+        Caches that other programs have allocated with as many slots are shared and keep their
+        content; a different number of slots makes new ones.
+        """
+        self._loader.allocate_caches(program, slots)
+        self._bound.clear()
+
+    def cache(self, layer: int) -> Array:
+        """u8[slots, slot bytes]: the KV cache of a layer, writable. Raises: SIM022."""
+        io, buffer = self._loader.cache(layer)
+        return buffer.content().reshape(-1, io.slot_bytes)
+
+    def execute(self, program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run `program` once: name -> array for its outputs, in their shapes.
+
+        Raises: SIM020 (inputs), SIM022 (not loaded), SIM001 to SIM007, SIM010 to SIM017 and
+        SIM023 (the program breaks a rule), SIM013 (an input is out of range), SIM021 (a tensor
+        does not fit).
+        """
+        check_inputs(program.inputs, inputs)
+        bound = self._bound.get(program)
+        if bound is None:
+            bound = self._bind(program)
+            self._bound[program] = bound
+        for name, target in bound.inputs.items():
+            target[...] = inputs[name]
+        with np.errstate(all="ignore"):
+            for step in bound.steps:
+                step()
+        return {name: output.copy() for name, output in bound.outputs.items()}
+
+    def _bind(self, program: Program) -> _Bound:
+        check_order(program)
+        regions = self._loader.regions(program)
+        steps = tuple(
+            step for call in program.calls for step in self._bind_call(program, call, regions)
+        )
+
+        def name(call: Call, issued: Issued) -> str:
+            return place(program, call, issued)
+
+        check_initialised(program, regions, self._memory.slices, name)
+        inputs, outputs = {}, {}
+        for table, region in zip(program.regions, regions, strict=True):
+            if table.input is not None:
+                region.content()[:] = 0
+                inputs[table.input.name] = element_view(table.input, region.content())
+            if table.output is not None:
+                outputs[table.output.name] = element_view(table.output, region.content())
+        return _Bound(regions, inputs, outputs, steps)
+
+    def _bind_call(self, program: Program, call: Call, regions: tuple[Region, ...]) -> list[Step]:
+        expanded = expand_call(program, call)
+        steps = []
+        for issued in expanded.issued:
+            resolved = tuple(a.resolve(expanded.registers) for a in issued.addresses)
+            steps.append(self._bind_command(program, call, issued, resolved, regions))
+        return steps
+
+    def _bind_command(
+        self,
+        program: Program,
+        call: Call,
+        issued: Issued,
+        resolved: tuple[int, ...],
+        regions: tuple[Region, ...],
+    ) -> Step:
+        def where() -> str:
+            return place(program, call, issued)
+
+        memory, plan = self._memory, issued.plan
+        if isinstance(plan, ExecPlan):
+            key = (id(plan), *resolved)
+            if key not in self._passes:
+                check_exec(plan, resolved, memory.slices, where)
+                self._passes[key] = plan, bind_exec(plan, resolved, memory, self._weights)
+            return self._passes[key][1]
+        check_dma(issued, resolved, regions, memory.slices, where)
+        return bind_dma(plan, resolved, regions, memory, self._weights, where)
+
+
+def place(program: Program, call: Call, issued: Issued) -> str:
+    """A command as errors name it: its module, then its block, entry and kind."""
+    module = module_path(program, call, issued.command)
+    block = program.blocks[call.block].name
+    where = f"{block}[{issued.entry}] {summary(issued)}"
+    return f"{module}: {where}" if module else where

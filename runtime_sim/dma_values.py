@@ -1,0 +1,372 @@
+"""Executes DMA commands: a transfer is one assignment between two strided views.
+
+Large tiles of parameters are not moved at all: data memory remembers where they come from
+(`memory.Tile`). Rows of an index list are one fancy-indexed access.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import errors
+from ..backend_rngd.isa.instructions import Dma, Indirect, Side, Space
+from ..backend_rngd.isa.plan import (
+    REGION_SHIFT,
+    SLICE_ADDRESS_BYTES,
+    DmaPlan,
+    Memory,
+    split_dm_stride,
+)
+from ..backend_rngd.isa.rules import DM_BYTES
+from .hbm import Parameter, Region
+from .memory import ChipMemory, Tile
+from .weights import WeightCache
+
+Array = np.ndarray
+Step = Callable[[], None]
+Where = Callable[[], str]
+"""Says, for a fault, which command it is."""
+
+TILE_BYTES = 32 << 10
+"""Transfers of a parameter from this size on are remembered instead of made."""
+OFFSET_MASK = (1 << REGION_SHIFT) - 1
+
+
+@dataclass(frozen=True)
+class End:
+    """One side of a transfer in one buffer: u8 bytes, where it starts, bytes per loop."""
+
+    buffer: Callable[[], Array]
+    stable: bool
+    """Whether `buffer` always gives the same array."""
+    start: int
+    strides: tuple[int, ...]
+
+    def view(self, n: Sequence[int], run: int, width: int) -> Array:
+        """[*n, run / width] elements of `width` bytes."""
+        return np.ndarray(
+            (*n, run // width),
+            np.dtype(f"u{width}"),
+            self.buffer(),
+            self.start,
+            (*self.strides, width),
+        )
+
+
+def bind_dma(
+    plan: DmaPlan,
+    resolved: Sequence[int],
+    regions: Sequence[Region],
+    memory: ChipMemory,
+    weights: WeightCache,
+    where: Where,
+) -> Step:
+    """A step that executes `plan` at these addresses: source, destination, index list.
+
+    Addresses must have been checked. Raises: SIM016 (now), SIM013 (when the step runs).
+    """
+    c = plan.command
+    source = bind_end(c.source, resolved[0], regions, memory)
+    destination = bind_end(c.destination, resolved[1], regions, memory)
+    _must_not_overlap(c, destination, where)
+    if c.index is not None:
+        return _indirect_step(plan, source, destination, resolved, regions, memory, where)
+    tile = _tile(plan, source, resolved, regions, memory, weights)
+    if tile is not None:
+        return tile
+    guard = _guard(plan, resolved, memory)
+    return _copy_step(c, source, destination, guard)
+
+
+def region_of(address: int, regions: Sequence[Region]) -> Region:
+    return regions[address >> REGION_SHIFT]
+
+
+def bind_end(side: Side, address: int, regions: Sequence[Region], memory: ChipMemory) -> End:
+    """The side of a transfer that starts at `address`."""
+    if side.space == Space.HBM:
+        region = region_of(address, regions)
+        return End(region.content, region.stable, address & OFFSET_MASK, side.strides)
+    return _dm_end(side, address, lambda: memory.dm, DM_BYTES)
+
+
+def _dm_end(side: Side, address: int, buffer: Callable[[], Array], slice_bytes: int) -> End:
+    slice_number, local = divmod(address, SLICE_ADDRESS_BYTES)
+    strides = []
+    for stride in side.strides:
+        slices, inside = split_dm_stride(stride)
+        strides.append(slices * slice_bytes + inside)
+    return End(buffer, True, slice_number * slice_bytes + local, tuple(strides))
+
+
+def _must_not_overlap(c: Dma, destination: End, where: Where) -> None:
+    """Raises: SIM016. Rows of a scatter may be equal: the last one in order stays."""
+    extent = c.run
+    walked = _row_loops(c) if c.indirect == Indirect.DESTINATION else ()
+    loops = [
+        (abs(stride), n)
+        for i, (stride, n) in enumerate(zip(destination.strides, c.n, strict=True))
+        if n > 1 and i not in walked
+    ]
+    for stride, n in sorted(loops):
+        if stride < extent:
+            raise errors.overlapping_transfer(where())
+        extent += stride * (n - 1)
+
+
+def _width(*bytes_: int) -> int:
+    """The widest element, up to 8 B, that divides everything."""
+    return math.gcd(8, *bytes_)
+
+
+def _copy_step(c: Dma, source: End, destination: End, guard: Step) -> Step:
+    width = _width(*(c.run, source.start, destination.start, *source.strides, *destination.strides))
+    target = destination.view(c.n, c.run, width)
+    if source.stable:
+        content = source.view(c.n, c.run, width)
+
+        def copy() -> None:
+            guard()
+            target[...] = content
+
+        return copy
+
+    def copy_again() -> None:
+        guard()
+        target[...] = source.view(c.n, c.run, width)
+
+    return copy_again
+
+
+def _guard(plan: DmaPlan, resolved: Sequence[int], memory: ChipMemory) -> Step:
+    """What data memory must know before the transfer."""
+    reads, writes = [], []
+    for address, footprint in zip(resolved, plan.footprints, strict=True):
+        if footprint.memory != Memory.DM:
+            continue
+        local = address % SLICE_ADDRESS_BYTES
+        span = local + footprint.low, local + footprint.high
+        if footprint.write:
+            writes.append((*span, _is_whole(plan, memory)))
+        else:
+            reads.append(span)
+
+    def guard() -> None:
+        if memory.tiles:
+            for span in reads:
+                memory.make_real(*span)
+            for low, high, whole in writes:
+                memory.overwrite(low, high, whole)
+
+    return guard
+
+
+def _is_whole(plan: DmaPlan, memory: ChipMemory) -> bool:
+    """Whether a transfer to data memory writes every byte of its rows of all slices."""
+    f = plan.footprints[1]
+    slices = f.slice_high - f.slice_low
+    return slices == memory.slices and plan.bytes == slices * (f.high - f.low)
+
+
+# --- tiles of parameters ---
+
+
+def _tile(
+    plan: DmaPlan,
+    source: End,
+    resolved: Sequence[int],
+    regions: Sequence[Region],
+    memory: ChipMemory,
+    weights: WeightCache,
+) -> Step | None:
+    """A step that remembers the transfer, if it brings a tile of a parameter to all slices."""
+    c = plan.command
+    if c.source.space != Space.HBM or c.destination.space != Space.DM:
+        return None
+    region = region_of(resolved[0], regions)
+    if not isinstance(region, Parameter) or plan.bytes < TILE_BYTES:
+        return None
+    if not _is_whole(plan, memory):
+        return None
+    f = plan.footprints[1]
+    slice_bytes = f.high - f.low
+    local = resolved[1] % SLICE_ADDRESS_BYTES
+    # The first byte of the tile is `low` bytes from where the destination starts.
+    start = (resolved[1] // SLICE_ADDRESS_BYTES) * SLICE_ADDRESS_BYTES - f.low
+
+    def read() -> Array:
+        content = np.empty((memory.slices, slice_bytes), np.uint8)
+        target = _dm_end(c.destination, start, lambda: content, slice_bytes)
+        _copy_step(c, source, target, lambda: None)()
+        return content
+
+    geometry = weights.intern((c.n, c.run, c.source.strides, c.destination.strides))
+    key = (region.number, source.start, geometry)
+    low, high = local + f.low, local + f.high
+
+    def remember() -> None:
+        memory.put_tile(Tile(low, high, key, read))
+
+    return remember
+
+
+# --- index lists ---
+
+
+def _row_loops(c: Dma) -> tuple[int, ...]:
+    """The loops that walk the index list."""
+    assert c.index is not None
+    return tuple(
+        i for i, (n, s) in enumerate(zip(c.n, c.index.strides, strict=True)) if s and n > 1
+    )
+
+
+def _indirect_step(
+    plan: DmaPlan,
+    source: End,
+    destination: End,
+    resolved: Sequence[int],
+    regions: Sequence[Region],
+    memory: ChipMemory,
+    where: Where,
+) -> Step:
+    c = plan.command
+    assert c.index is not None
+    gather = c.indirect == Indirect.SOURCE
+    rows_end, plain = (source, destination) if gather else (destination, source)
+    region = region_of(resolved[0 if gather else 1], regions)
+    walked = _row_loops(c)
+    inside = tuple(i for i in range(len(c.n)) if i not in walked)
+    table = _RowTable(c, rows_end, walked, inside, region.size, where)
+    numbers = _index_view(c, resolved[2], regions, walked)
+    guard = _guard(plan, resolved, memory)
+    order = (*walked, *inside)
+    n = tuple(c.n[i] for i in order)
+    width = _width(
+        *(c.run, c.index.scale, rows_end.start, *rows_end.strides, plain.start, *plain.strides)
+    )
+    ordered = End(plain.buffer, True, plain.start, tuple(plain.strides[i] for i in order))
+
+    def run() -> None:
+        guard()
+        other = ordered.view(n, c.run, width)
+        rows = table.checked(numbers)
+        if gather and isinstance(region, Parameter) and not region.stable:
+            other[...] = table.placed(region, rows, width)
+        elif gather:
+            other[...] = table.get(rows, width)
+        else:
+            table.put(rows, width, other)
+
+    return run
+
+
+def _index_view(c: Dma, address: int, regions: Sequence[Region], walked: Sequence[int]) -> Array:
+    """The row numbers, i32[*row loops]."""
+    assert c.index is not None
+    return np.ndarray(
+        tuple(c.n[i] for i in walked),
+        np.int32,
+        region_of(address, regions).content(),
+        address & OFFSET_MASK,
+        tuple(c.index.strides[i] for i in walked),
+    )
+
+
+class _RowTable:
+    """The indirect side as [row, loops inside a row, run], plus the row loops' own strides."""
+
+    def __init__(
+        self,
+        c: Dma,
+        end: End,
+        walked: Sequence[int],
+        inside: Sequence[int],
+        size: int,
+        where: Where,
+    ) -> None:
+        assert c.index is not None
+        self._c, self._end, self._where = c, end, where
+        self._scale = c.index.scale
+        self._inside = inside
+        self._offsets = self._row_loop_offsets(walked)
+        loops = [(c.n[i] - 1) * end.strides[i] for i in range(len(c.n))]
+        last = end.start + sum(max(0, v) for v in loops) + c.run
+        fitting = (size - last) // self._scale + 1 if self._scale else 1 << 31
+        self._rows = min(fitting, c.index.bound or fitting)
+
+    def _row_loop_offsets(self, walked: Sequence[int]) -> Array | None:
+        """Bytes that the row loops add by themselves, shape [*row loops]; usually none."""
+        if not any(self._end.strides[i] for i in walked):
+            return None
+        total = np.zeros((), np.int64)
+        for i in walked:
+            step = np.arange(self._c.n[i], dtype=np.int64) * self._end.strides[i]
+            total = total[..., None] + step
+        return total
+
+    def checked(self, numbers: Array) -> Array:
+        """The row numbers. Raises: SIM013."""
+        assert self._c.index is not None
+        rows: Array = numbers.astype(np.int64) - self._c.index.origin
+        if rows.size and (rows.min() < 0 or rows.max() >= self._rows):
+            bad = rows[(rows < 0) | (rows >= self._rows)].flat[0]
+            raise errors.index_out_of_bounds(self._where(), int(bad), self._rows)
+        return rows
+
+    def _table(self, width: int) -> tuple[Array, int]:
+        """[units, *inside, run / width] where unit u starts u·unit_bytes after the base."""
+        unit = self._scale
+        if self._offsets is not None:
+            unit = math.gcd(unit, *(abs(v) for v in self._end.strides if v))
+        unit = unit or width
+        extent = sum(
+            (self._c.n[i] - 1) * self._end.strides[i]
+            for i in self._inside
+            if self._end.strides[i] > 0
+        )
+        buffer = self._end.buffer()
+        units = (buffer.size - self._end.start - extent - self._c.run) // unit + 1
+        view = np.ndarray(
+            (units, *(self._c.n[i] for i in self._inside), self._c.run // width),
+            np.dtype(f"u{width}"),
+            buffer,
+            self._end.start,
+            (unit, *(self._end.strides[i] for i in self._inside), width),
+        )
+        return view, unit
+
+    def _units(self, rows: Array, unit: int) -> Array:
+        offsets = rows * self._scale
+        if self._offsets is not None:
+            offsets = offsets + self._offsets
+        return offsets // unit
+
+    def get(self, rows: Array, width: int) -> Array:
+        view, unit = self._table(width)
+        found: Array = view[self._units(rows, unit)]
+        return found
+
+    def put(self, rows: Array, width: int, values: Array) -> None:
+        view, unit = self._table(width)
+        view[self._units(rows, unit)] = values
+
+    def placed(self, region: Parameter, rows: Array, width: int) -> Array:
+        """As `get`, placing only the rows that are asked for where that is possible."""
+        row_bytes = region.row_bytes
+        simple = row_bytes == self._scale and self._offsets is None
+        if row_bytes is None or not simple or self._end.start >= row_bytes:
+            return self.get(rows, width)
+        content = region.rows(rows.reshape(-1))
+        view = np.ndarray(
+            (len(content), *(self._c.n[i] for i in self._inside), self._c.run // width),
+            np.dtype(f"u{width}"),
+            content,
+            self._end.start,
+            (row_bytes, *(self._end.strides[i] for i in self._inside), width),
+        )
+        return view.reshape((*rows.shape, *view.shape[1:]))

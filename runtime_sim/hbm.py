@@ -1,0 +1,170 @@
+"""HBM as the loader fills it: regions that come to life when they are first used.
+
+Parameters are placed from the checkpoint on demand. Most are weights, which are decoded once
+and then never needed as bytes again, so only small ones are kept; the others go when room is
+needed and are placed again if someone asks. Equal relocations are one region for all programs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from .. import errors
+from ..backend_rngd.isa.container import Relocation
+from ..backend_rngd.isa.layout import Derived, RowTableLayout
+from . import numerics
+
+Array = np.ndarray
+TensorSource = Callable[[str], Array]
+"""A checkpoint: tensor name -> array in the checkpoint's own layout."""
+
+KEPT_BYTES = 1 << 20
+"""Parameters up to this size stay placed."""
+PLACED_BYTES = 256 << 20
+"""Room for larger ones."""
+
+
+class Region:
+    """A piece of HBM of `size` bytes."""
+
+    writable = False
+    tracked = False
+    """Whether it starts uninitialised and reading it too early should be noticed."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+
+    @property
+    def stable(self) -> bool:
+        """Whether `content` always gives the same array, so that views of it can be kept."""
+        return True
+
+    def content(self) -> Array:
+        """The bytes, u8[size]."""
+        raise NotImplementedError
+
+
+class Buffer(Region):
+    """Memory that programs write: scratch, outputs, KV caches; and inputs, which they read."""
+
+    def __init__(self, name: str, size: int, *, writable: bool, tracked: bool) -> None:
+        super().__init__(name, size)
+        self.writable = writable
+        self.tracked = tracked
+        self._bytes: Array | None = None
+
+    def content(self) -> Array:
+        if self._bytes is None:
+            self._bytes = np.full(self.size, 0xFF, np.uint8)
+        return self._bytes
+
+
+class DerivedTable(Region):
+    """A table that the loader computes."""
+
+    def __init__(self, name: str, derived: Derived) -> None:
+        super().__init__(name, derived.bytes)
+        self._derived = derived
+        self._bytes: Array | None = None
+
+    def content(self) -> Array:
+        if self._bytes is None:
+            self._bytes = _as_bytes(self._derived.derive())
+            assert self._bytes.size == self.size, self.name
+        return self._bytes
+
+
+class Parameter(Region):
+    """A part of a checkpoint tensor in the machine's layout."""
+
+    def __init__(self, number: int, relocation: Relocation, room: PlacedRoom) -> None:
+        super().__init__(relocation.tensor, relocation.layout.bytes)
+        self.number = number
+        """Tells parameters of a device apart."""
+        self.relocation = relocation
+        self.source: TensorSource | None = None
+        self._room = room
+
+    @property
+    def stable(self) -> bool:
+        return self.size <= KEPT_BYTES
+
+    def content(self) -> Array:
+        placed = self._room.get(self.number)
+        if placed is None:
+            placed = _as_bytes(self.relocation.layout.place(self._tensor()))
+            assert placed.size == self.size, self.name
+            self._room.put(self.number, placed)
+        return placed
+
+    @property
+    def row_bytes(self) -> int | None:
+        """Size of a row if rows can be placed one by one."""
+        layout = self.relocation.layout
+        return layout.bytes // layout.rows if isinstance(layout, RowTableLayout) else None
+
+    def rows(self, numbers: Array) -> Array:
+        """u8[len(numbers), row bytes] of a row table; only these rows are placed."""
+        return _as_rows(self.relocation.layout.place(self._tensor()[numbers]))
+
+    def _tensor(self) -> Array:
+        """The part of the tensor that the program uses, bf16."""
+        r = self.relocation
+        if self.source is None:
+            raise errors.program_not_ready(f"`{r.tensor}` has no value", "Device.load")
+        tensor = self.source(r.tensor)
+        if tuple(tensor.shape) != r.shape:
+            problem = f"shape {list(tensor.shape)}, the program expects {list(r.shape)}"
+            raise errors.parameter_mismatch(r.tensor, problem)
+        part = tensor[tuple(slice(b, e) for b, e in zip(r.begin, r.end, strict=True))]
+        return _as_bf16(part, r.tensor)
+
+
+class PlacedRoom:
+    """Placed bytes by parameter; small ones for ever, of large ones the last used."""
+
+    def __init__(self, limit_bytes: int = PLACED_BYTES) -> None:
+        self._limit = limit_bytes
+        self._small: dict[int, Array] = {}
+        self._large: OrderedDict[int, Array] = OrderedDict()
+
+    def get(self, number: int) -> Array | None:
+        if number in self._large:
+            self._large.move_to_end(number)
+            return self._large[number]
+        return self._small.get(number)
+
+    def put(self, number: int, placed: Array) -> None:
+        if placed.nbytes <= KEPT_BYTES:
+            self._small[number] = placed
+            return
+        self._large[number] = placed
+        while len(self._large) > 1 and sum(p.nbytes for p in self._large.values()) > self._limit:
+            self._large.popitem(last=False)
+
+    def clear_large(self) -> None:
+        """Forget what can be placed again."""
+        self._large.clear()
+
+
+def _as_bf16(tensor: Array, name: str) -> Array:
+    """A float tensor as bf16; wider ones are rounded as the machine would."""
+    if tensor.dtype == ml_dtypes.bfloat16:
+        return tensor
+    if tensor.dtype in (np.float16, np.float32):
+        wide = np.ascontiguousarray(tensor, np.float32)
+        return numerics.f32_to_bf16(wide).view(ml_dtypes.bfloat16)
+    raise errors.parameter_mismatch(name, f"dtype {tensor.dtype}, the program expects bfloat16")
+
+
+def _as_bytes(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+
+
+def _as_rows(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)

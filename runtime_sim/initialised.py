@@ -1,0 +1,207 @@
+"""Finds reads of bytes that nothing has written, before a program runs for the first time.
+
+Addresses do not depend on data (but for rows of index lists, which only name parameters, tables
+and KV caches), so one walk over the program with a shadow of the memories, in which a byte is
+0xFF once it is written, finds every such read. Execution itself then pays nothing.
+
+On-chip memories start unwritten with each run of the program, so nothing can be left over from
+another one. What is read is what is evaluated: lanes and columns that are not committed, and
+slices that do not work, may hold anything. Copying unwritten HBM to data memory is not yet a
+fault; reading the copy is. KV caches count as written: unused slots hold NaN and are selected
+away. A call that only repeats an earlier one for another layer is not walked again, because
+what was written stays written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .. import errors
+from ..backend_rngd.isa.container import Call, Program
+from ..backend_rngd.isa.expand import Issued, expand_call
+from ..backend_rngd.isa.instructions import Indirect, Sink, Space
+from ..backend_rngd.isa.plan import DmaPlan, ExecPlan, Memory
+from ..backend_rngd.isa.rules import DM_BYTES
+from .axes import Axis, Pass
+from .contraction import RegisterRows, group_axes
+from .dma_values import End, bind_end, region_of
+from .exec_values import Commit, PortAddresses, is_move, pass_of, store_target
+from .hbm import Buffer, Region
+from .memory import ChipMemory
+from .stream import StreamReader
+from .tensor_io import element_view
+from .vector import VectorProgram
+
+Array = np.ndarray
+Namer = Callable[[Call, Issued], str]
+WRITTEN = 0xFF
+
+
+def check_initialised(
+    program: Program, regions: Sequence[Region], slices: int, name: Namer
+) -> None:
+    """Walk `program`. Raises: SIM012 (a read), SIM023 (an output that is not all written)."""
+    shadow = _Shadow(regions, slices)
+    walked: set[tuple[object, ...]] = set()
+    for call in program.calls:
+        expanded = expand_call(program, call)
+        key = (call.block, *_tracked_bindings(call, regions))
+        if key in walked:
+            continue
+        walked.add(key)
+        for issued in expanded.issued:
+            resolved = [a.resolve(expanded.registers) for a in issued.addresses]
+            shadow.visit(issued, resolved, lambda: name(call, issued))  # noqa: B023
+    for number, region in enumerate(program.regions):
+        if region.output is not None:
+            missing = np.argwhere(element_view(region.output, shadow.content(number)) == 0)
+            if len(missing):
+                raise errors.unwritten_output(region.output.name, str(missing[0].tolist()))
+
+
+def _tracked_bindings(call: Call, regions: Sequence[Region]) -> list[tuple[int, int, int]]:
+    """(register, region, offset); regions that are not tracked are all alike."""
+    return [
+        (b.register_number, *((b.region, b.offset) if regions[b.region].tracked else (-1, 0)))
+        for b in call.bindings
+    ]
+
+
+class _Shadow:
+    """For each byte of the chip and of the tracked regions: 0xFF if it has been written."""
+
+    def __init__(self, regions: Sequence[Region], slices: int) -> None:
+        self._chip = ChipMemory(slices, fill=0)
+        self._regions: list[Region] = [
+            _unwritten(region) if region.tracked else region for region in regions
+        ]
+
+    def content(self, number: int) -> Array:
+        return self._regions[number].content()
+
+    def visit(self, issued: Issued, resolved: Sequence[int], where: Callable[[], str]) -> None:
+        if isinstance(issued.plan, ExecPlan):
+            self._exec(issued.plan, resolved, where)
+        else:
+            self._dma(issued.plan, resolved, where)
+
+    # --- passes ---
+
+    def _exec(self, plan: ExecPlan, resolved: Sequence[int], where: Callable[[], str]) -> None:
+        work, at = pass_of(plan), PortAddresses.of(plan, resolved)
+        reads = _Reads(plan, resolved, self._chip, where)
+        for port, address in enumerate((at.a, at.b)[: 1 + plan.command.stream.pair]):
+            reader = StreamReader(work, port, work.axes, raw=True)
+            reads.check(port, lambda: reader.view(self._chip.dm, DM_BYTES, address))  # noqa: B023
+        order, shapes = work.axes, [tuple(axis.n for axis in work.axes)]
+        if plan.command.contraction is not None:
+            groups = group_axes(work, shared=False)
+            order, shapes = groups.result, [groups.result_shape]
+            reads.check(1, lambda: RegisterRows(work, groups).view(self._chip.trf, at.trf))
+        if plan.uses_vrf:
+            self._check_vrf(work, at, order, shapes, reads)
+        if plan.command.commit.sink == Sink.DM:
+            raw = is_move(work)
+            for target in Commit(work, order, at, self._chip, raw).targets:
+                _mark(target)
+        else:
+            _mark(store_target(work, at, self._chip, once=False))
+
+    def _check_vrf(
+        self,
+        work: Pass,
+        at: PortAddresses,
+        order: Sequence[Axis],
+        shapes: list[tuple[int, ...]],
+        reads: _Reads,
+    ) -> None:
+        """Compiling the units asks for exactly the operands that they read."""
+        vector = work.plan.command.vector
+        port = len(work.plan.ports) - 2
+
+        def register(shape: tuple[int, ...], strides: tuple[int, ...], group: int) -> Array:
+            start = at.vrf + group * vector.vrf_pair
+            view = np.ndarray(shape, np.int32, self._chip.vrf, start, strides)
+            reads.check(port, lambda: view)
+            return view
+
+        VectorProgram(vector, order, shapes * (1 + work.plan.command.stream.pair), False, register)
+
+    # --- transfers ---
+
+    def _dma(self, plan: DmaPlan, resolved: Sequence[int], where: Callable[[], str]) -> None:
+        c = plan.command
+        source = bind_end(c.source, resolved[0], self._regions, self._chip)
+        target = bind_end(c.destination, resolved[1], self._regions, self._chip)
+        if c.source.space == Space.DM:
+            _must_be_written(source.view(c.n, c.run, 1), self._chip.dm, Memory.DM, where)
+            content = None
+        else:
+            tracked = region_of(resolved[0], self._regions).tracked
+            content = source if tracked and c.indirect == Indirect.NONE else None
+        if c.destination.space == Space.HBM:
+            region = region_of(resolved[1], self._regions)
+            if not region.tracked:
+                return
+            if c.indirect == Indirect.DESTINATION:
+                region.content()[:] = WRITTEN
+                return
+        _copy(content, target, c.n, c.run)
+
+
+def _copy(content: End | None, target: End, n: Sequence[int], run: int) -> None:
+    """Copy marks; without `content` everything is written."""
+    view = target.view(n, run, 1)
+    view[...] = WRITTEN if content is None else content.view(n, run, 1)
+
+
+def _unwritten(region: Region) -> Region:
+    shadow = Buffer(region.name, region.size, writable=True, tracked=True)
+    shadow.content()[:] = 0
+    return shadow
+
+
+def _mark(target: Array) -> None:
+    """Set every byte of the elements."""
+    target.view(f"i{target.itemsize}")[...] = -1
+
+
+class _Reads:
+    """Checks what the ports of one pass read."""
+
+    def __init__(
+        self,
+        plan: ExecPlan,
+        resolved: Sequence[int],
+        chip: ChipMemory,
+        where: Callable[[], str],
+    ) -> None:
+        self._plan, self._resolved, self._chip, self._where = plan, resolved, chip, where
+
+    def check(self, port: int, elements: Callable[[], Array]) -> None:
+        """`elements` gives a view of all that is read. Raises: SIM012."""
+        f, base = self._plan.footprints[port], self._resolved[port]
+        memory = {
+            Memory.DM: self._chip.dm,
+            Memory.TRF: self._chip.trf,
+            Memory.VRF: self._chip.vrf,
+        }[f.memory]
+        # Most buffers are written from end to end, which is quick to see.
+        hull = memory[: self._plan.slices, base + f.low : base + f.high]
+        if f.memory == Memory.TRF or not hull.all():
+            _must_be_written(elements(), memory, f.memory, self._where)
+
+
+def _must_be_written(view: Array, memory: Array, which: Memory, where: Callable[[], str]) -> None:
+    """`view` is a part of `memory`. Raises: SIM012, with the first place that is unwritten."""
+    missing = view.view(f"i{view.itemsize}") != -1
+    if missing.any():
+        index = np.unravel_index(int(missing.argmax()), missing.shape)
+        start = view.ctypes.data - memory.ctypes.data
+        at = start + sum(int(i) * s for i, s in zip(index, view.strides, strict=True))
+        slice_number, byte = divmod(at, memory.shape[1])
+        raise errors.uninitialised_read(
+            where(), f"a read of {which.name}", f"byte {byte:#x} of slice {slice_number}"
+        )

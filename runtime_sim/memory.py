@@ -1,0 +1,118 @@
+"""The memories of a group of processing elements, and what is known about their content.
+
+Two things are known besides the bytes, because they make execution fast:
+
+- *Weights that were not moved.* A DMA command that brings a tile of a parameter to data memory
+  only leaves a `Tile`: where the bytes would come from. A contraction that streams the tile uses
+  a decoded copy; only another kind of reader makes the bytes real.
+- *Register rows that all slices share.* After a broadcast fill only slice 0 of the TRF is
+  written, and a flag for each 8 B says that the other slices hold the same.
+
+Memory starts as 0xFF bytes, NaN in every float type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..backend_rngd.isa.rules import DM_BYTES, SLICES_PER_PE, TRF_BYTES, VRF_BYTES
+
+Array = np.ndarray
+GRANULE_BYTES = 8
+"""Unit of the TRF's shared flags."""
+
+
+@dataclass(eq=False)
+class Tile:
+    """Bytes [low, high) of every slice as a DMA command would have written them."""
+
+    low: int
+    high: int
+    key: tuple[object, ...]
+    """Equal keys mean equal bytes."""
+    read: Callable[[], Array]
+    """The bytes, u8[slices, high - low]."""
+    live: list[tuple[int, int]] = field(default_factory=list)
+    """Parts that nothing has overwritten, in data memory's bytes."""
+
+    def __post_init__(self) -> None:
+        self.live = [(self.low, self.high)]
+
+    def cut(self, low: int, high: int) -> None:
+        """Forget [low, high)."""
+        self.live = [
+            part
+            for a, b in self.live
+            for part in ((a, min(b, low)), (max(a, high), b))
+            if part[0] < part[1]
+        ]
+
+
+class ChipMemory:
+    """DM, TRF and VRF of `slices` slices, as u8[slices, bytes]."""
+
+    def __init__(self, slices: int = SLICES_PER_PE, fill: int = 0xFF) -> None:
+        self.slices = slices
+        self.dm = np.full((slices, DM_BYTES), fill, np.uint8)
+        self.trf = np.full((slices, TRF_BYTES), fill, np.uint8)
+        self.vrf = np.full((slices, VRF_BYTES), fill, np.uint8)
+        self.shared = np.zeros(TRF_BYTES // GRANULE_BYTES, np.bool_)
+        """Granules of the TRF whose value in slice 0 is that of every slice."""
+        self._trf_granules = self.trf.view(np.uint64)
+        self.tiles: list[Tile] = []
+
+    # --- data memory ---
+
+    def tile_at(self, low: int, high: int) -> Tile | None:
+        """The tile that has all of [low, high); without one, makes bytes real there."""
+        for tile in self.tiles:
+            for a, b in tile.live:
+                if a <= low and high <= b:
+                    return tile
+        self.make_real(low, high)
+        return None
+
+    def make_real(self, low: int, high: int) -> None:
+        """Write what tiles hold in [low, high): someone needs the bytes."""
+        for tile in self.tiles:
+            parts = [(max(a, low), min(b, high)) for a, b in tile.live if a < high and low < b]
+            if parts:
+                content = tile.read()
+                for a, b in parts:
+                    self.dm[:, a:b] = content[:, a - tile.low : b - tile.low]
+                    tile.cut(a, b)
+        self._drop_dead_tiles()
+
+    def overwrite(self, low: int, high: int, whole: bool) -> None:
+        """Someone is about to write in [low, high): all of it if `whole`, else a part."""
+        if not whole:
+            self.make_real(low, high)
+            return
+        for tile in self.tiles:
+            if tile.low < high and low < tile.high:
+                tile.cut(low, high)
+        self._drop_dead_tiles()
+
+    def put_tile(self, tile: Tile) -> None:
+        """Let `tile` stand for its bytes."""
+        self.overwrite(tile.low, tile.high, True)
+        self.tiles.append(tile)
+
+    def _drop_dead_tiles(self) -> None:
+        if not all(tile.live for tile in self.tiles):
+            self.tiles = [tile for tile in self.tiles if tile.live]
+
+    # --- tensor register file ---
+
+    def unshare(self, flags: Array, granules: Array) -> None:
+        """Give every slice its own copy of the shared ones among `granules` (numbers).
+
+        `flags` are those granules' flags, a view of `shared`.
+        """
+        if flags.any():
+            which = granules[flags]
+            self._trf_granules[1:, which] = self._trf_granules[0, which]
+            flags[...] = False

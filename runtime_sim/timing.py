@@ -1,0 +1,313 @@
+"""How many cycles a program takes, and which module they belong to; values play no part.
+
+Three queues run side by side: main, sub, DMA. A command starts when the one before it in its
+queue has finished and its waits are satisfied; signals meet waits in program order. Iterations of
+a repeat and calls are fenced: all before them has finished. Each cycle belongs to the oldest
+unfinished command, so the rows of the modules add up to the total.
+
+Costs are computed once per distinct plan, blocks once however many calls share them, and a
+repeat's body once, since its fenced iterations are alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from .. import errors
+from ..backend_rngd.isa.container import Block, Program
+from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
+from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING
+from ..backend_rngd.isa.instructions import Context, Control, Dma, Exec, Instruction
+from ..backend_rngd.isa.machine import Machine
+from ..backend_rngd.isa.plan import plan_dma, plan_exec
+
+LAUNCH_ROW = "<launch>"
+FINISH_ROW = "<finish>"
+UNNAMED_ROW = "<unnamed>"
+"""The row of commands whose call and provenance name no module."""
+
+
+@dataclass(frozen=True)
+class ModuleTiming:
+    """What one module of one layer takes. Cycles are those during which it is the oldest."""
+
+    path: str
+    cycles: int
+    time_us: float
+    hbm_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class ProgramTiming:
+    """One run of a bucket's program."""
+
+    bucket: str
+    cycles: int
+    time_us: float
+    hbm_bytes: int
+    """Bytes that DMA commands read from and write to HBM."""
+    macs: int
+    """Useful multiply-accumulates."""
+    hbm_utilization: float
+    """Share of the bytes that the program's DMA engines could have moved."""
+    mac_utilization: float
+    """Share of the multiplications that the program's PEs could have made, in its type."""
+    modules: tuple[ModuleTiming, ...]
+    engines: Mapping[str, int]
+    """Busy cycles per engine of the tensor unit, and of the DMA engine."""
+    contexts: Mapping[str, int]
+    """Busy cycles of main, sub and dma."""
+
+
+def time_program(program: Program, machine: Machine) -> ProgramTiming:
+    """Time one run of `program`. Raises: VED011, SIM001 to SIM003, SIM005, SIM006."""
+    costs = _Costs(machine)
+    blocks = [_time_block(program, block, costs) for block in program.blocks]
+    rows: dict[str, _Row] = {LAUNCH_ROW: _Row(machine.control.launch_cycles)}
+    engines: Counter[str] = Counter()
+    contexts: Counter[str] = Counter()
+    for call in program.calls:
+        timing = blocks[call.block]
+        engines.update(timing.engines)
+        contexts.update(timing.contexts)
+        entries = program.blocks[call.block].provenance
+        for entry, row in zip(entries, timing.rows, strict=True):
+            path = ".".join(part for part in (call.prefix, entry.path) if part) or UNNAMED_ROW
+            rows.setdefault(path, _Row()).add(row, entry.macs)
+    rows[FINISH_ROW] = _Row(machine.control.finish_cycles)
+    total = _Row()
+    for row in rows.values():
+        total.add(row, row.macs)
+    return ProgramTiming(
+        bucket=program.bucket,
+        cycles=total.cycles,
+        time_us=machine.microseconds(total.cycles),
+        hbm_bytes=total.hbm_bytes,
+        macs=total.macs,
+        hbm_utilization=total.hbm_bytes / (total.cycles * _peak_bytes_per_cycle(program, machine)),
+        mac_utilization=total.macs / (total.cycles * _peak_macs_per_cycle(program, machine)),
+        modules=tuple(
+            ModuleTiming(path, r.cycles, machine.microseconds(r.cycles), r.hbm_bytes, r.macs)
+            for path, r in rows.items()
+        ),
+        engines=MappingProxyType(dict(engines)),
+        contexts=MappingProxyType(dict(contexts)),
+    )
+
+
+def _peak_bytes_per_cycle(program: Program, machine: Machine) -> float:
+    hbm = machine.hbm.bandwidth_bytes_per_second / machine.chip.clock_hertz
+    return min(program.header.pes * machine.dma.bytes_per_cycle, hbm)
+
+
+def _peak_macs_per_cycle(program: Program, machine: Machine) -> int:
+    """For the narrowest element type that the program multiplies."""
+    names = {4: "i4", 8: "f8", 16: "bf16"}
+    widths = {
+        (command.stream.cast or command.a.dtype).bits
+        for command in program.commands
+        if isinstance(command, Exec) and command.contraction is not None
+    }
+    per_lane = machine.contraction.macs_per_lane[names[min(widths, default=16)]]
+    return program.header.pes * machine.chip.slices_per_pe * machine.chip.lanes_per_slice * per_lane
+
+
+# --- one block ---
+
+
+@dataclass
+class _Row:
+    """A sum over commands or calls."""
+
+    cycles: int = 0
+    hbm_bytes: int = 0
+    macs: int = 0
+
+    def add(self, other: _Row, macs: int) -> None:
+        self.cycles += other.cycles
+        self.hbm_bytes += other.hbm_bytes
+        self.macs += macs
+
+
+@dataclass(frozen=True)
+class _BlockTiming:
+    """One run of a block; `rows` are parallel to its provenance entries."""
+
+    rows: tuple[_Row, ...]
+    engines: Mapping[str, int]
+    contexts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What the clock needs to know of an entry of the issue list."""
+
+    entry: int
+    context: int
+    cycles: int
+    waits: tuple[tuple[int, int], ...]
+    signals: tuple[int, ...]
+    provenance: int
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    count: int
+    body: _Nodes
+
+
+_Nodes = tuple[_Command | _Repeat, ...]
+
+
+class _Costs:
+    """Costs of commands on a machine; equal commands of a program are one object."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._known: dict[int, ExecCost | DmaCost] = {}
+
+    def of(self, command: Exec | Dma, where: str) -> ExecCost | DmaCost:
+        cost = self._known.get(id(command))
+        if cost is None:
+            if isinstance(command, Exec):
+                cost = exec_cost(plan_exec(command, where), self._machine)
+            else:
+                cost = dma_cost(plan_dma(command, where), self._machine)
+            self._known[id(command)] = cost
+        return cost
+
+
+def _time_block(program: Program, block: Block, costs: _Costs) -> _BlockTiming:
+    commands = program.block_commands(block)
+    issues = _issues(commands, block.name)
+    rows = tuple(_Row() for _ in block.provenance)
+    engines: Counter[str] = Counter()
+    contexts: Counter[str] = Counter()
+    for entry, (command, count) in enumerate(zip(commands, issues, strict=True)):
+        if isinstance(command, Control):
+            continue
+        cost = costs.of(command, f"{block.name}[{entry}]")
+        contexts[command.head.context.name.lower()] += count * cost.total_cycles
+        if isinstance(cost, DmaCost):
+            moved = cost.hbm_bytes_read + cost.hbm_bytes_written
+            rows[command.head.provenance].hbm_bytes += count * moved
+            engines["dma"] += count * cost.total_cycles
+        else:
+            for engine, cycles in cost.engines.items():
+                engines[engine] += count * cycles
+    clock = _Clock(block.name, len(rows))
+    clock.run(tuple(_nodes(commands, 0, len(commands), block.name, costs)))
+    clock.fence()
+    for row, cycles in zip(rows, clock.attributed, strict=True):
+        row.cycles = cycles
+    return _BlockTiming(rows, engines, contexts)
+
+
+def _issues(commands: Sequence[Instruction], name: str) -> list[int]:
+    """How often each entry is issued. Raises: SIM001, SIM002, SIM003."""
+    counts: list[int] = []
+    open_repeats: list[tuple[int, int]] = []  # (end of the body, iterations so far)
+    for i, command in enumerate(commands):
+        while open_repeats and open_repeats[-1][0] == i:
+            open_repeats.pop()
+        count = open_repeats[-1][1] if open_repeats else 1
+        counts.append(count)
+        if isinstance(command, Control):
+            end = open_repeats[-1][0] if open_repeats else len(commands)
+            if i + 1 + command.length > end:
+                raise errors.repeat_leaves_block(f"{name}[{i}]", command.length, end - i - 1)
+            if len(open_repeats) == MAX_NESTING:
+                raise errors.repeats_too_deep(f"{name}[{i}]", MAX_NESTING)
+            open_repeats.append((i + 1 + command.length, count * command.count))
+    total = sum(
+        n for n, command in zip(counts, commands, strict=True) if not isinstance(command, Control)
+    )
+    if total > MAX_ISSUED:
+        raise errors.too_many_commands(name, total, MAX_ISSUED)
+    return counts
+
+
+def _nodes(
+    commands: Sequence[Instruction], first: int, end: int, name: str, costs: _Costs
+) -> Iterator[_Command | _Repeat]:
+    """The entries [first, end) as a tree; `_issues` has checked that repeats nest."""
+    i = first
+    while i < end:
+        command = commands[i]
+        i += 1
+        if isinstance(command, Control):
+            body = tuple(_nodes(commands, i, i + command.length, name, costs))
+            i += command.length
+            yield _Repeat(command.count, body)
+            continue
+        head = command.head
+        yield _Command(
+            entry=i - 1,
+            context=int(head.context),
+            cycles=costs.of(command, f"{name}[{i - 1}]").total_cycles,
+            waits=tuple((wait.semaphore, wait.count) for wait in head.waits),
+            signals=head.signals,
+            provenance=head.provenance,
+        )
+
+
+class _Clock:
+    """The queues' state while a block's commands go by in program order.
+
+    A cycle belongs to the oldest unfinished command, so a command gets the cycles by which it
+    moves the latest finish of all commands up to it.
+    """
+
+    def __init__(self, name: str, n_rows: int) -> None:
+        self.attributed = [0] * n_rows
+        self._name = name
+        self._free = [0] * len(Context)
+        """When each queue's last command has finished."""
+        self._signals: dict[int, deque[int]] = {}
+        """When each signal that nobody has taken yet was sent."""
+        self._end = 0
+
+    def run(self, nodes: _Nodes) -> None:
+        for node in nodes:
+            if isinstance(node, _Repeat):
+                self._run_repeat(node)
+            else:
+                self._run_command(node)
+
+    def fence(self) -> None:
+        """Let every queue finish. Raises: SIM005 when a signal has not been taken."""
+        for semaphore, sent in self._signals.items():
+            if sent:
+                raise errors.semaphore_unbalanced(self._name, semaphore, len(sent), 0)
+        self._free = [self._end] * len(Context)
+
+    def _run_command(self, command: _Command) -> None:
+        start = self._free[command.context]
+        for semaphore, count in command.waits:
+            sent = self._signals.get(semaphore, ())
+            if len(sent) < count:
+                waiting = f"entry {command.entry}"
+                raise errors.deadlock(self._name, waiting, semaphore, count, len(sent))
+            for _ in range(count):
+                start = max(start, self._signals[semaphore].popleft())
+        finish = start + command.cycles
+        self._free[command.context] = finish
+        for semaphore in command.signals:
+            self._signals.setdefault(semaphore, deque()).append(finish)
+        if finish > self._end:
+            self.attributed[command.provenance] += finish - self._end
+            self._end = finish
+
+    def _run_repeat(self, repeat: _Repeat) -> None:
+        """Simulate one iteration; fences make the others its copies."""
+        self.fence()
+        start, before = self._end, list(self.attributed)
+        self.run(repeat.body)
+        self._end += (repeat.count - 1) * (self._end - start)
+        self.fence()
+        for row, earlier in enumerate(before):
+            self.attributed[row] += (repeat.count - 1) * (self.attributed[row] - earlier)

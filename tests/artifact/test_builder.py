@@ -1,0 +1,182 @@
+"""What `ArtifactBuilder` does around the compiler, which is replaced here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_zoo import make_model
+from small_artifact import idle_program
+
+from furiosa_llm.artifact import builder as builder_module
+from furiosa_llm.artifact.builder import ArtifactBuilder
+from furiosa_llm.artifact.compile import CompiledModel
+from furiosa_llm.artifact.reader import read_artifact
+from furiosa_llm.backend_rngd.isa.container import write_program
+from furiosa_llm.errors import FuriosaLLMError
+from furiosa_llm.frontend.parameters import ParameterSpec
+from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsFile
+from furiosa_llm.models.config_types import Bucket
+
+BUCKETS: dict[str, Any] = {"prefill_buckets": [(1, 16)], "decode_buckets": [(1, 32), (4, 32)]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model("llama", tmp_path_factory.mktemp("zoo") / "tiny-llama", tokenizer=True)
+
+
+def specs_in(directory: Path) -> tuple[ParameterSpec, ...]:
+    tensors = SafetensorsFile(directory / "model.safetensors").tensors.values()
+    return tuple(ParameterSpec(info.name, info.shape, info.dtype) for info in tensors)
+
+
+@pytest.fixture(autouse=True)
+def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replaces the compiler; the list gets what it is asked for."""
+    asked: list[Any] = []
+
+    def compile_model(
+        config: Any, buckets: Sequence[Bucket], last_token_only: bool, *options: Any
+    ) -> CompiledModel:
+        asked.append((config.architectures[0], tuple(buckets), last_token_only))
+        binaries = ((bucket, write_program(idle_program(bucket))) for bucket in buckets)
+        return CompiledModel(specs_in(model), binaries)
+
+    monkeypatch.setattr(builder_module, "compile_model", compile_model)
+    return asked
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_an_artifact_holds_binaries_weights_tokenizer_and_configs(
+    model: Path, tmp_path: Path
+) -> None:
+    ArtifactBuilder(model, **BUCKETS).build(tmp_path / "out")
+    assert sorted(files_of(tmp_path / "out")) == [
+        "artifact.json",
+        "config.json",
+        "decode-1-32.vedf",
+        "decode-4-32.vedf",
+        "generation_config.json",
+        "manifest.json",
+        "params-00001-of-00001.safetensors",
+        "prefill-1-16.vedf",
+        "runtime_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    artifact = read_artifact(tmp_path / "out")
+    assert artifact.manifest.model_id == "tiny-llama"
+    assert artifact.description.metadata.name == "tiny-llama"
+    assert artifact.vocabulary_size == 320
+    source = artifact.parameters()
+    own = SafetensorsFile(model / "model.safetensors")
+    for name in own.tensors:
+        assert source(name).tobytes() == own.read(name).tobytes()
+
+
+def test_equal_builds_give_equal_bytes(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        ArtifactBuilder(model, **BUCKETS).build(tmp_path / name)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_the_seeds_import_path_and_name_work(model: Path, tmp_path: Path) -> None:
+    ArtifactBuilder(str(model), "my-name", **BUCKETS).build(str(tmp_path / "out"))
+    assert read_artifact(tmp_path / "out").description.metadata.name == "my-name"
+
+
+def test_default_buckets_are_capped_to_the_context(
+    model: Path, tmp_path: Path, compiled: list[Any]
+) -> None:
+    ArtifactBuilder(model).build(tmp_path / "out", weights="skip")
+    expected = (Bucket.prefill(1, 512), Bucket.decode(1, 512))
+    assert compiled == [("LlamaForCausalLM", expected, True)]
+
+
+def test_all_logits_are_recorded_when_asked_for(
+    model: Path, tmp_path: Path, compiled: list[Any]
+) -> None:
+    options = {**BUCKETS, "calculate_logit_only_for_last_token": False}
+    ArtifactBuilder(model, **options).build(tmp_path / "out", weights="skip")
+    assert compiled[0][2] is False
+    rows = read_artifact(tmp_path / "out").description.pipeline_metadata_list
+    assert [entry.output_logits_size for entry in rows] == [16, 1, 1]
+
+
+def test_linked_weights_are_the_checkpoints_own(model: Path, tmp_path: Path) -> None:
+    out = model.parent / "linked"  # on the same file system
+    ArtifactBuilder(model, **BUCKETS).build(out, weights="link")
+    linked = out / "params-00001-of-00001.safetensors"
+    assert linked.samefile(model / "model.safetensors")
+    assert read_artifact(out).parameters()("model.norm.weight").shape == (64,)
+
+
+def test_without_weights_there_are_no_parameter_files(model: Path, tmp_path: Path) -> None:
+    ArtifactBuilder(model, **BUCKETS).build(tmp_path / "out", weights="skip")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    artifact = read_artifact(tmp_path / "out")
+    with pytest.raises(FuriosaLLMError, match="RUN006"):
+        artifact.parameters()
+    assert artifact.parameters(model)("model.norm.weight").shape == (64,)
+
+
+def test_a_config_alone_builds_without_weights(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config-only").mkdir()
+    config = (model / "config.json").read_bytes()
+    (tmp_path / "config-only" / "config.json").write_bytes(config)
+    builder = ArtifactBuilder(tmp_path / "config-only", **BUCKETS)
+    builder.build(tmp_path / "out", weights="skip")
+    with pytest.raises(FuriosaLLMError, match="CKP001"):
+        builder.build(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_progress_is_told(model: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    ArtifactBuilder(model, **BUCKETS).build(tmp_path / "out", progress=told.append)
+    assert told == ["reading the model", "storing the weights"]
+
+
+def test_a_bucket_beyond_the_context_is_refused_before_anything_is_written(
+    model: Path, tmp_path: Path, compiled: list[Any]
+) -> None:
+    with pytest.raises(FuriosaLLMError, match="BLD004"):
+        ArtifactBuilder(model, prefill_buckets=[(1, 513)]).build(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert compiled == []
+
+
+def test_an_output_that_is_something_else_is_refused_first(
+    model: Path, tmp_path: Path, compiled: list[Any]
+) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(FuriosaLLMError, match="ART002"):
+        ArtifactBuilder(model, **BUCKETS).build(tmp_path)
+    with pytest.raises(FuriosaLLMError, match="ART002"):
+        ArtifactBuilder(model, **BUCKETS).build(model)  # the model's own directory
+    assert compiled == []
+
+
+def test_a_config_without_a_context_length_is_refused(model: Path, tmp_path: Path) -> None:
+    fields = json.loads((model / "config.json").read_text())
+    fields["max_position_embeddings"] = 0
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(FuriosaLLMError, match="BLD012"):
+        ArtifactBuilder(tmp_path / "model").build(tmp_path / "out", weights="skip")
+
+
+def test_options_that_mean_nothing_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FuriosaLLMError, match="BLD010"):
+        ArtifactBuilder(model).build(tmp_path / "out", weights="move")  # type: ignore[arg-type]
+    with pytest.raises(FuriosaLLMError, match="BLD005"):
+        ArtifactBuilder(model, tensor_parallel_size=4)
+    with pytest.raises(TypeError, match="bucket"):
+        ArtifactBuilder(model, bucket=[(1, 16)])  # type: ignore[call-arg]

@@ -1,0 +1,121 @@
+"""How tensors stand in HBM: every feature once, padding zero."""
+
+import ml_dtypes
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from furiosa_llm.backend_rngd.isa.layout import (
+    CHUNK,
+    FeatureOrder,
+    KeyIndex,
+    RopeTable,
+    RowsLayout,
+    RowTableLayout,
+    VectorLayout,
+    features_per_slice,
+    heads,
+    plain,
+)
+from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE
+
+orders = st.one_of(
+    st.integers(1, 5000).map(plain),
+    st.builds(
+        lambda count, half, rotary: heads(count, 2 * half, rotary=rotary),
+        st.integers(1, 40),
+        st.integers(1, 80),
+        st.booleans(),
+    ),
+)
+
+
+@given(order=orders)
+def test_an_order_holds_every_feature_once(order: FeatureOrder) -> None:
+    features = order.feature_at()
+    assert sorted(features[features >= 0].tolist()) == list(range(order.features))
+
+
+@given(order=orders)
+def test_an_order_fits_the_slices_in_whole_chunks(order: FeatureOrder) -> None:
+    per_slice = features_per_slice(order)
+    assert per_slice % CHUNK == 0
+    assert per_slice * SLICES_PER_PE >= order.positions
+    if order.heads > 1:
+        whole = max(per_slice, order.padded) // min(per_slice, order.padded)
+        assert max(per_slice, order.padded) % min(per_slice, order.padded) == 0
+        assert per_slice > order.padded or whole & (whole - 1) == 0
+
+
+@given(count=st.integers(1, 9), half=st.integers(1, 40))
+def test_rotary_partners_are_one_run_apart(count: int, half: int) -> None:
+    features = heads(count, 2 * half, rotary=True).feature_at().reshape(-1, 2, 8)
+    first, partner = features[:, 0], features[:, 1]
+    assert ((partner - first == half) | (first < 0)).all()
+    assert ((first < 0) == (partner < 0)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(out=orders, into=orders, data=st.data())
+def test_a_placed_weight_gives_the_same_product(
+    out: FeatureOrder, into: FeatureOrder, data: st.DataObject
+) -> None:
+    if out.features * into.features > 200_000:
+        out, into = plain(out.features % 50 + 1), into
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    weight = rng.integers(-4, 5, (out.features, into.features)).astype(ml_dtypes.bfloat16)
+    x = rng.integers(-4, 5, into.features)
+    per_slice = features_per_slice(out)
+    k = -(-into.positions // 32) * 32
+    placed = RowsLayout(out=out, into=into, per_slice=per_slice, k_padded=k).place(weight)
+    positions = np.zeros(k)
+    feature_at = into.feature_at()
+    positions[: len(feature_at)][feature_at >= 0] = x[feature_at[feature_at >= 0]]
+    product = placed.reshape(-1, k).astype(np.float64) @ positions
+    expected = weight.astype(np.float64) @ x
+    out_at = out.feature_at()
+    assert (product[: len(out_at)][out_at >= 0] == expected[out_at[out_at >= 0]]).all()
+    assert not product[: len(out_at)][out_at < 0].any()
+    assert not product[len(out_at) :].any()
+
+
+def test_a_per_head_vector_is_repeated_over_heads() -> None:
+    order = heads(3, 12, rotary=True)
+    layout = VectorLayout(order=order, per_slice=features_per_slice(order), repeat=True)
+    placed = layout.place(np.arange(1, 13, dtype=np.float32).astype(ml_dtypes.bfloat16)).reshape(-1)
+    for position, feature in enumerate(order.feature_at()):
+        assert float(placed[position]) == (feature % 12 + 1 if feature >= 0 else 0)
+
+
+def test_table_rows_are_padded_to_all_slices() -> None:
+    order = plain(72)
+    table = np.ones((5, 72), ml_dtypes.bfloat16)
+    placed = RowTableLayout(order=order, per_slice=16, rows=5).place(table)
+    assert placed.shape == (5, 1024)
+    assert placed[:, :72].all()
+    assert not placed[:, 72:].any()
+
+
+def test_the_rope_table_turns_as_rotate_half_does() -> None:
+    head_dim, rows = 12, 7
+    inv_freq = tuple(float(np.float32(10000.0 ** (-2 * i / head_dim))) for i in range(6))
+    order = heads(2, head_dim, rotary=True)
+    per_slice = features_per_slice(order)
+    table = RopeTable(rows=rows, order=order, per_slice=per_slice, inv_freq=inv_freq, scaling=0.5)
+    assert table.derive().nbytes == table.bytes
+    flat = np.moveaxis(table.derive(), -2, -1).reshape(rows, -1, 2)
+    angle = np.arange(rows)[:, None] * np.array(inv_freq)[None]
+    for position, feature in enumerate(order.feature_at()):
+        if feature < 0:
+            assert (flat[:, position] == (1.0, 0.0)).all()
+            continue
+        pair, sign = feature % head_dim % 6, (-1 if feature % head_dim < 6 else 1)
+        np.testing.assert_allclose(flat[:, position, 0], 0.5 * np.cos(angle[:, pair]), atol=1e-6)
+        expected = 0.5 * sign * np.sin(angle[:, pair])
+        np.testing.assert_allclose(flat[:, position, 1], expected, atol=1e-6)
+
+
+def test_key_indices_follow_the_splits() -> None:
+    index = KeyIndex(splits=4, keys=3).derive()
+    assert index[5].tolist() == [3, 4, 5]
+    assert index[7].tolist() == [9, 10, 11]

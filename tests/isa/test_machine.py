@@ -1,0 +1,127 @@
+"""Machine descriptions: every number has a unit and a source, and bad files are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from furiosa_llm.backend_rngd.isa import rules
+from furiosa_llm.backend_rngd.isa.machine import (
+    Tag,
+    load_machine,
+    parse_machine,
+    shipped_machines,
+)
+from furiosa_llm.errors import BinaryError
+
+BOOK = load_machine()
+BOOK_TEXT = (
+    Path(rules.__file__).resolve().parent.joinpath("machines", "book.yaml").read_text("utf-8")
+)
+
+
+def changed(section: str, field: str, **entry: object) -> str:
+    """The book with some keys of a parameter replaced; None removes one."""
+    document = yaml.safe_load(BOOK_TEXT)
+    for key, value in entry.items():
+        if value is None:
+            del document[section][field][key]
+        else:
+            document[section][field][key] = value
+    return yaml.safe_dump(document)
+
+
+def test_numbers_are_plain_and_described() -> None:
+    assert BOOK.dma.startup_cycles == 500
+    parameter = BOOK.parameters["dma.startup_cycles"]
+    assert (parameter.value, parameter.unit, parameter.tag) == (500, "cycles", Tag.DOCUMENTED)
+    assert (parameter.low, parameter.high) == (450, 500)
+    assert BOOK.contraction.macs_per_lane["bf16"] == 32
+    assert BOOK.fetch.main_read_bytes == (1, 2, 4, 8, 16, 32)
+    assert BOOK.microseconds(1500) == 1.5
+
+
+@pytest.mark.parametrize("name", shipped_machines())
+def test_every_parameter_says_where_it_is_from(name: str) -> None:
+    for path, parameter in load_machine(name).parameters.items():
+        assert parameter.source, path
+        if parameter.tag == Tag.ASSUMED and parameter.low is not None:
+            assert parameter.high is not None
+            assert parameter.low < parameter.high, f"{path}: an assumption has a range"
+
+
+@pytest.mark.parametrize("path", BOOK.parameters)
+def test_names_carry_their_units(path: str) -> None:
+    unit = BOOK.parameters[path].unit
+    endings = {"cycles": "cycles", "B": "bytes", "B/s": "bytes_per_second", "Hz": "hertz"}
+    for ending, suffix in endings.items():
+        if unit == ending:
+            assert suffix in path
+
+
+def test_capacities_are_those_that_the_rules_check() -> None:
+    assert BOOK.dm.bytes_per_slice == rules.DM_BYTES
+    assert BOOK.trf.logical_bytes == rules.TRF_BYTES
+    assert BOOK.vrf.capacity_bytes == rules.VRF_BYTES
+    assert BOOK.accumulator.cells == rules.ACCUMULATOR_CELLS
+    assert BOOK.chip.slices_per_pe == rules.SLICES_PER_PE
+    assert BOOK.chip.lanes_per_slice == rules.LANES
+    assert BOOK.stream.flit_bytes == rules.FLIT_BYTES
+    assert BOOK.transpose.max_rows == {
+        f"b{bits}": rows for bits, rows in rules.TRANSPOSER_ROWS.items()
+    }
+
+
+def test_peaks_are_the_published_ones() -> None:
+    chip = BOOK.chip
+    lanes = chip.pes * chip.slices_per_pe * chip.lanes_per_slice
+    teraops = {
+        name: lanes * macs * 2 * chip.clock_hertz / 1e12
+        for name, macs in BOOK.contraction.macs_per_lane.items()
+    }
+    assert teraops == pytest.approx({"bf16": 256, "i8": 512, "f8": 512, "i4": 1024}, rel=0.03)
+
+
+def test_a_file_can_replace_the_book(tmp_path: Path) -> None:
+    path = tmp_path / "fast.yaml"
+    path.write_text(changed("dma", "startup_cycles", value=100, range=[50, 100]))
+    assert load_machine(path).dma.startup_cycles == 100
+    assert load_machine(str(path)).dma.startup_cycles == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "cause"),
+    [
+        ("[1, 2]", "file", "not a table"),
+        ("a: [", "file", "not YAML"),
+        ("schema: 7", "schema", "7, expected 1"),
+        (changed("dma", "startup_cycles", value="many"), "dma.startup_cycles", "'many' is not"),
+        (changed("dma", "engines", value=2.5), "dma.engines", "not a whole number"),
+        (changed("dma", "engines", value=0), "dma.engines", "only a number of cycles may be 0"),
+        (changed("dma", "engines", tag="guessed"), "dma.engines.tag", "'guessed' is none of"),
+        (changed("dma", "engines", unit=None), "dma.engines.unit", "missing"),
+        (changed("dma", "engines", colour="red"), "dma.engines.colour", "no such parameter"),
+        (changed("dma", "startup_cycles", value=700), "dma.startup_cycles.range", "lies outside"),
+        (changed("dma", "startup_cycles", range=[1]), "dma.startup_cycles.range", "[low, high]"),
+        (BOOK_TEXT.replace("  channels:", "  chanels:"), "hbm.chanels", "mean hbm.channels?"),
+        (BOOK_TEXT.replace("\npcie:", "\npcix:"), "pcix", "no such parameter"),
+    ],
+)
+def test_bad_files_name_the_parameter(text: str, at: str, cause: str) -> None:
+    with pytest.raises(BinaryError) as caught:
+        parse_machine(text, "mine.yaml")
+    assert caught.value.code == "VED022"
+    assert caught.value.at == at
+    assert cause in caught.value.cause
+    assert "mine.yaml" in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["silicone", "missing.yaml", "/nowhere/at/all"])
+def test_unknown_descriptions_list_the_known_ones(name: str) -> None:
+    with pytest.raises(BinaryError) as caught:
+        load_machine(name)
+    assert caught.value.code == "VED021"
+    assert "book" in caught.value.next_step

@@ -1,0 +1,131 @@
+"""Every pass keeps its contract on random programs, changes nothing the second time, and gives
+the same text whether its input came from memory or from a file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from programs import EVERYTHING, LLAMA, Program, programs
+from xdsl.dialects.builtin import ModuleOp
+
+from furiosa_llm.errors import CompileError
+from furiosa_llm.ir.digest import digest
+from furiosa_llm.ir.text import make_context, parse_module, print_module
+from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.passes.contract import Bitwise, Budget, ContractPass, Ulps
+from furiosa_llm.passes.contract_check import check_contract, difference
+from furiosa_llm.passes.pipeline import bucket_phase, import_phase, model_phase, run_passes
+from furiosa_llm.passes.registry import PASSES
+
+IMPORT = [one.name for one in import_phase()]
+PAGED = [*IMPORT, "paged-attention"]
+MODEL = [*PAGED, "prune-logits"]
+
+BEFORE: dict[str, list[str]] = {
+    **{name: IMPORT[:index] for index, name in enumerate(IMPORT)},
+    "paged-attention": IMPORT,
+    "prune-logits": PAGED,
+    "specialize-bucket": MODEL,
+}
+"""Pass -> the passes that run before it in a build."""
+
+OPTIONS: dict[str, list[dict[str, object]]] = {
+    "prune-logits": [{"rows": 0}, {"rows": 1}, {"rows": "all"}],
+    "specialize-bucket": [
+        {"kind": "decode", "batch": 2, "length": 5},
+        {"kind": "prefill", "batch": 3, "length": 4},
+    ],
+}
+
+
+def content(module: ModuleOp) -> str:
+    return digest(module, locations=True)
+
+
+def apply(one: ContractPass, module: ModuleOp) -> ModuleOp:
+    one.apply(make_context(), module)
+    return module
+
+
+def make_pass(name: str, options: dict[str, object]) -> ContractPass:
+    one = PASSES[name]()(**options)
+    assert isinstance(one, ContractPass)
+    return one
+
+
+@pytest.mark.parametrize("name", BEFORE)
+@settings(max_examples=8)
+@example(program=EVERYTHING, seed=0, straight=False)
+@given(program=programs(), seed=st.integers(0, 99), straight=st.booleans())
+def test_pass_keeps_its_contract(name: str, program: Program, seed: int, straight: bool) -> None:
+    """`straight` runs the pass on what was imported, as far as its precondition allows that."""
+    module = program.module()
+    needs_caches = name in ("prune-logits", "specialize-bucket")
+    before = ["paged-attention"] * needs_caches if straight else BEFORE[name]
+    run_passes(module, [PASSES[other]()() for other in before])
+    original = content(module)
+    for options in OPTIONS.get(name, [{}]):
+        one = make_pass(name, options)
+        after = check_contract(one, module, seed)
+        assert content(apply(one, after.clone())) == content(after)
+    assert content(module) == original
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_pass_gives_the_same_text_from_memory_and_from_a_file(name: str) -> None:
+    module = EVERYTHING.module()
+    run_passes(module, [PASSES[other]()() for other in BEFORE[name]])
+    reread = parse_module(print_module(module))
+    one = make_pass(name, OPTIONS.get(name, [{}])[0])
+    assert print_module(apply(one, reread)) == print_module(apply(one, module))
+
+
+def test_every_pass_is_checked() -> None:
+    assert BEFORE.keys() == PASSES.keys()
+
+
+class WrongPass(ContractPass):
+    """Doubles what it should leave alone."""
+
+    name = "wrong"
+    contract = PASSES["cse"]().contract  # type: ignore[attr-defined]
+
+    def apply(self, ctx: object, op: ModuleOp) -> None:
+        from furiosa_llm.ir import nn
+        from furiosa_llm.passes.rewriting import forward_function, return_op
+
+        returned = return_op(forward_function(op, self.name))
+        twice = nn.ScaleOp(returned.operands[0], factor=2.0)
+        returned.parent.insert_op_before(twice, returned)  # type: ignore[union-attr]
+        returned.operands = [twice.y]
+
+
+def test_a_broken_contract_is_an_error() -> None:
+    with pytest.raises(CompileError) as caught:
+        check_contract(WrongPass(), LLAMA.module())
+    assert caught.value.code == "PAS012"
+    assert "wrong" in str(caught.value)
+    assert "the largest difference" in str(caught.value)
+
+
+def test_tolerances() -> None:
+    one = torch.tensor([1.0, -0.0, torch.nan], dtype=torch.bfloat16)
+    near = torch.tensor([1.0 + 2**-7, -0.0, torch.nan], dtype=torch.bfloat16)
+    assert difference(one, one.clone(), Bitwise()) is None
+    assert difference(one, one.abs(), Bitwise()) is not None  # the sign of zero
+    assert difference(one, near, Bitwise()) is not None
+    assert difference(one, near, Ulps(1)) is None
+    assert difference(one, near, Ulps(0)) is not None
+    assert difference(one, near, Budget("", relative=2**-7, relative_float32=0.0)) is None
+    assert difference(one, near, Budget("", 2**-7, 0.0), "float32") is not None
+    assert difference(one, one.nan_to_num(), Bitwise()) == "NaN in other places"
+    assert difference(one, one.float(), Ulps(9)) is not None
+
+
+def test_whole_pipeline_on_one_bucket_of_each_kind() -> None:
+    for bucket in (Bucket.prefill(1, 4), Bucket.decode(2, 6)):
+        module = LLAMA.module()
+        run_passes(module, [*import_phase(), *model_phase(), *bucket_phase(bucket)])
+        assert '"seq"' not in print_module(module)

@@ -1,0 +1,191 @@
+"""Hypothesis strategies for commands: every field takes values that a record can hold."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.instructions import (
+    MAX_COUNTERS,
+    MAX_LOOPS,
+    MAX_STEPS,
+    MAX_VECTOR_OPS,
+    REGISTERS,
+    SEMAPHORES,
+    Alu,
+    Birth,
+    Commit,
+    Context,
+    Contraction,
+    Control,
+    Counter,
+    Digit,
+    Dma,
+    Exec,
+    Fate,
+    Fold,
+    Head,
+    IndexList,
+    Indirect,
+    Op,
+    Placement,
+    Port,
+    Reduce,
+    Side,
+    Sink,
+    Source,
+    Space,
+    Step,
+    Stream,
+    Switch,
+    Topology,
+    Vector,
+    VectorOp,
+    Wait,
+)
+
+signed = st.integers(-(2**31), 2**31 - 1)
+unsigned = st.integers(0, 2**32 - 1)
+short = st.integers(-(2**15), 2**15 - 1)
+byte = st.integers(0, 255)
+registers = st.none() | st.integers(0, REGISTERS - 1)
+semaphores = st.integers(0, SEMAPHORES - 1)
+lane_counts = st.sampled_from([1, 2, 4, 8])
+
+waits = st.lists(
+    st.builds(Wait, semaphores, st.integers(1, 65535)),
+    max_size=3,
+    unique_by=lambda wait: wait.semaphore,
+).map(tuple)
+signals = st.lists(semaphores, max_size=2, unique=True).map(tuple)
+
+
+def heads(*contexts: Context) -> st.SearchStrategy[Head]:
+    return st.builds(Head, st.sampled_from(contexts), waits, signals, unsigned)
+
+
+ports = st.builds(Port, unsigned, st.sampled_from(DType), registers, unsigned)
+counters = st.builds(
+    Counter,
+    n=st.integers(1, 65536),
+    birth=st.sampled_from(Birth),
+    fate=st.sampled_from(Fate),
+    a=signed,
+    b=signed,
+    trf=signed,
+    vrf=signed,
+    commit=signed,
+    slices=short,
+    lanes=short,
+)
+streams = st.builds(
+    Stream,
+    run=st.integers(1, 65535),
+    run_step=st.integers(0, 1),
+    runs=st.integers(1, 65535),
+    run_stride=signed,
+    pad=st.integers(0, 65535),
+    cast=st.none() | st.sampled_from(DType),
+    pair=st.booleans(),
+)
+digits = st.builds(Digit, st.integers(0, 7), st.integers(1, 8), short, signed)
+switches = st.builds(
+    Switch,
+    st.sampled_from(Topology),
+    st.integers(0, 65535),
+    st.lists(digits, max_size=2).map(tuple),
+)
+contractions = st.builds(
+    Contraction,
+    pack=st.integers(1, 2),
+    lanes=lane_counts,
+    trf_read=st.sampled_from([1, 2, 4, 8, 16, 32, 64]),
+    depth=st.integers(0, 7),
+    fold=st.sampled_from(Fold),
+)
+vector_ops = st.builds(
+    VectorOp,
+    st.sampled_from(Alu),
+    st.sampled_from(Op),
+    st.sampled_from(Source),
+    st.sampled_from(Source),
+    st.booleans(),
+    st.booleans(),
+)
+vectors = st.builds(
+    Vector,
+    ops=st.lists(vector_ops, max_size=MAX_VECTOR_OPS).map(tuple),
+    imm=st.tuples(unsigned, unsigned, unsigned),
+    reduce=st.sampled_from(Reduce),
+    reduce_columns=st.booleans(),
+    slice_reduce=st.sampled_from(Reduce),
+    slice_group=st.integers(1, 256),
+    slice_placement=st.sampled_from(Placement),
+    vrf_lane=signed,
+    vrf_column=signed,
+    vrf_pair=signed,
+)
+commits = st.builds(
+    Commit,
+    sink=st.sampled_from(Sink),
+    lanes=st.integers(1, 8),
+    columns=st.integers(1, 65535),
+    lane_stride=signed,
+    column_stride=signed,
+    transpose_rows=byte,
+    transpose_columns=byte,
+    relu=st.booleans(),
+)
+
+
+@st.composite
+def execs(draw: st.DrawFn) -> Exec:
+    """Any `Exec` that its record can hold, whether or not the rules allow it."""
+    contraction = draw(st.none() | contractions)
+    return Exec(
+        head=draw(heads(Context.MAIN, Context.SUB)),
+        counters=draw(st.lists(counters, max_size=MAX_COUNTERS).map(tuple)),
+        a=draw(ports),
+        b=draw(ports),
+        trf=draw(ports),
+        vrf=draw(ports),
+        commit_port=draw(ports),
+        stream=draw(streams),
+        commit=draw(commits),
+        group=draw(st.integers(0, 2)),
+        valid_slices=draw(st.integers(0, 256)),
+        switch=draw(switches),
+        contraction=contraction,
+        trf_lanes=contraction.lanes if contraction else draw(lane_counts),
+        vector=draw(vectors),
+    )
+
+
+@st.composite
+def dmas(draw: st.DrawFn) -> Dma:
+    loops = draw(st.integers(0, MAX_LOOPS))
+    strides = st.tuples(*[signed] * loops)
+    base, limit = st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**64 - 1)
+    sides = st.builds(Side, st.sampled_from(Space), base, strides, registers, limit)
+    lists = st.builds(IndexList, base, strides, unsigned, registers, unsigned, signed)
+    indirect = draw(st.sampled_from(Indirect))
+    return Dma(
+        head=draw(heads(Context.DMA)),
+        n=draw(st.tuples(*[st.integers(1, 65535)] * loops)),
+        run=draw(st.integers(1, 1 << 22)),
+        source=draw(sides),
+        destination=draw(sides),
+        indirect=indirect,
+        index=None if indirect == Indirect.NONE else draw(lists),
+    )
+
+
+controls = st.builds(
+    Control,
+    count=st.integers(1, 1 << 20),
+    length=st.integers(1, 1 << 20),
+    steps=st.lists(st.builds(Step, st.integers(0, REGISTERS - 1), signed), max_size=MAX_STEPS).map(
+        tuple
+    ),
+)
+commands = execs() | dmas() | controls

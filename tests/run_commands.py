@@ -1,0 +1,80 @@
+"""Run a few commands on the simulated device: encode, decode, execute, read results.
+
+Register i points at tensor i, inputs first. Tensors are dense in HBM, rows after rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from furiosa_llm.backend_rngd.isa.container import (
+    Binding,
+    Block,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+    TensorIo,
+    read_program,
+    write_program,
+)
+from furiosa_llm.backend_rngd.isa.instructions import Instruction
+from furiosa_llm.runtime_sim.device import Device
+
+NAMES = {np.dtype(np.int32): "i32", np.dtype(np.float32): "f32"} | {
+    np.dtype(ml_dtypes.bfloat16): "bf16"
+}
+
+
+def make_program(
+    commands: Sequence[Instruction],
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    macs: int = 0,
+    pes: int = 1,
+) -> Program:
+    """One call of one block; `outputs` gives shapes and types."""
+    regions = [
+        *(Region(name=name, input=_tensor(name, array)) for name, array in inputs.items()),
+        *(Region(name=name, output=_tensor(name, array)) for name, array in outputs.items()),
+    ]
+    bindings = tuple(Binding(register_number=i, region=i) for i in range(len(regions)))
+    header = Header(
+        model_name="test",
+        bucket="decode:1,16",
+        pes=pes,
+        regions=tuple(regions),
+        blocks=(
+            Block(
+                name="block",
+                first=0,
+                count=len(commands),
+                provenance=(Provenance(path="commands", macs=macs),),
+            ),
+        ),
+        calls=(Call(block=0, prefix="", bindings=bindings),),
+    )
+    return read_program(write_program(Program(header, tuple(commands))))
+
+
+def run_program(
+    program: Program, inputs: Mapping[str, np.ndarray], pes: int = 1
+) -> dict[str, np.ndarray]:
+    return Device(pes).execute(program, dict(inputs))
+
+
+def _tensor(name: str, array: np.ndarray) -> TensorIo:
+    size = array.dtype.itemsize
+    return TensorIo.model_validate(
+        {
+            "name": name,
+            "dtype": NAMES[array.dtype],
+            "shape": array.shape,
+            "element_bytes": size,
+            "row_bytes": size * array.shape[-1],
+        }
+    )

@@ -1,0 +1,445 @@
+"""The meaning of commands, element by element in plain Python: what fast execution must equal.
+
+It follows the formulas of docs/isa.md one by one and shares no code with the simulator, decoding
+and rounding of numbers included. Memories are u8 arrays; HBM is a list of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from collections.abc import Iterator, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.instructions import (
+    Birth,
+    Counter,
+    Dma,
+    Exec,
+    Fate,
+    Indirect,
+    Op,
+    Placement,
+    Port,
+    Reduce,
+    Side,
+    Sink,
+    Source,
+    Space,
+    VectorOp,
+)
+from furiosa_llm.backend_rngd.isa.rules import STAGE
+
+DM_BYTES, TRF_BYTES, VRF_BYTES, SLICE_BYTES = 1 << 19, 1 << 16, 1 << 13, 1 << 22
+REDUCER_AFTER = 3
+Value = float | int
+
+
+class ScalarMachine:
+    """Memories of `slices` slices; all start with the bytes that they are given."""
+
+    def __init__(
+        self, dm: np.ndarray, trf: np.ndarray, vrf: np.ndarray, hbm: Sequence[np.ndarray] = ()
+    ) -> None:
+        self.dm, self.trf, self.vrf, self.hbm = dm.copy(), trf.copy(), vrf.copy(), list(hbm)
+
+    # --- passes ---
+
+    def execute(self, c: Exec) -> None:
+        """Fetch everything, compute everything, then write everything."""
+        slices = range(c.valid_slices or 64 << c.group)
+        if c.commit.sink != Sink.DM:
+            stores = [
+                (s, t, self.packet(c, c.a, 0, s, t)) for s in slices for t in steps(c.counters)
+            ]
+            for s, t, packet in stores:
+                self.store(c, s, t, packet)
+            return
+        results = self.first_reduce(c, {s: self.stream(c, s) for s in slices})
+        results = {s: self.vector(c, s, values) for s, values in results.items()}
+        if c.vector.slice_placement == Placement.LAST:
+            results = across_slices(c, results)
+        for s, values in results.items():
+            self.commit(c, s, values)
+
+    def source_slice(self, c: Exec, s: int, t: Sequence[int]) -> tuple[int, int]:
+        """(source slice, bytes of fetch address that its digits add)."""
+        source, extra = s - s % c.switch.ring, 0
+        if c.switch.ring == 1:
+            source = s
+        for d in c.switch.digits:
+            digit = (s >> d.shift) & ((1 << d.bits) - 1)
+            source += digit * d.slices
+            extra += digit * d.bytes
+        for k, i in zip(c.counters, t, strict=True):
+            if k.birth == Birth.SLICE:
+                source += i * k.slices
+        return source, extra
+
+    def packet(self, c: Exec, port: Port, which: int, s: int, t: Sequence[int]) -> list[Value]:
+        """F[s, t, ·] of port A or B."""
+        source, at = self.source_slice(c, s, t)
+        at += port.base
+        for k, i in zip(c.counters, t, strict=True):
+            if k.birth != Birth.REUSE:
+                at += i * (k.b if which else k.a)
+        st = c.stream
+        size = port.dtype.bits // 8
+        found: list[Value] = []
+        for e in range(st.run * st.runs):
+            place = at + e // st.run * st.run_stride + e % st.run * st.run_step * size
+            found.append(cast(load(self.dm[source], place, port.dtype), port.dtype, st.cast))
+        return found + [0] * (max(len(found), st.pad) - len(found))
+
+    def stream(self, c: Exec, s: int) -> dict[tuple[int, ...], list[Value]]:
+        """O before the vector engine: (group, lane, counters that are not MSUM) -> columns."""
+        found: dict[tuple[int, ...], list[Value]] = {}
+        if c.contraction is None:
+            for t in steps(c.counters):
+                found[(0, 0, *t)] = self.packet(c, c.a, 0, s, t)
+                if c.stream.pair:
+                    found[(1, 0, *t)] = self.packet(c, c.b, 1, s, t)
+            return found
+        for lane in range(c.commit.lanes):
+            for t in steps(c.counters):
+                key = (
+                    0,
+                    lane,
+                    *(i for i, k in zip(t, c.counters, strict=True) if k.fate != Fate.MSUM),
+                )
+                sums = self.products(c, s, lane, t)
+                old = found.get(key, [0] * len(sums))
+                found[key] = [a + b for a, b in zip(old, sums, strict=True)]
+        if not c.trf.dtype.is_float:
+            found = {key: [wrap(int(v)) for v in values] for key, values in found.items()}
+        return found
+
+    def products(self, c: Exec, s: int, lane: int, t: Sequence[int]) -> list[Value]:
+        k = c.contraction
+        assert k is not None
+        packet = self.packet(c, c.a, 0, s, t)
+        at = lane * (TRF_BYTES // k.lanes) + c.trf.base
+        at += sum(i * counter.trf for i, counter in zip(t, c.counters, strict=True))
+        size = c.trf.dtype.bits // 8
+        columns: list[Value] = [0] * (len(packet) >> k.depth)
+        for x, value in enumerate(packet):
+            row = load(self.trf[s], at + x * size % k.trf_read, c.trf.dtype)
+            columns[x >> k.depth] += value * row
+        return columns
+
+    # --- vector engine ---
+
+    def first_reduce(
+        self, c: Exec, results: dict[int, dict[tuple[int, ...], list[Value]]]
+    ) -> dict[int, dict[tuple[int, ...], list[Value]]]:
+        return across_slices(c, results) if c.vector.slice_placement == Placement.FIRST else results
+
+    def vector(
+        self, c: Exec, s: int, results: dict[tuple[int, ...], list[Value]]
+    ) -> dict[tuple[int, ...], list[Value]]:
+        """(lane, out counters) -> columns."""
+        v = c.vector
+        kept = [k for k in c.counters if k.fate != Fate.MSUM]
+        split = sum(STAGE[op.alu] <= REDUCER_AFTER for op in v.ops)
+        before, after = v.ops[:split], v.ops[split:]
+        if v.reduce == Reduce.NONE:
+            before, after = v.ops, ()
+        stash: dict[tuple[int, ...], Value] = {}
+        merged: dict[tuple[int, ...], list[Value]] = {}
+        for (group, lane, *t), columns in results.items():
+            if group == 1:
+                continue
+            others = results.get((1, lane, *t))
+            merged[(lane, *t)] = [
+                self.units(c, before, s, lane, kept, t, q, x, others, stash, 0)
+                for q, x in enumerate(columns)
+            ]
+        if v.reduce != Reduce.NONE:
+            merged = reduced(c, kept, merged)
+            kept = [k for k in kept if k.fate == Fate.OUT]
+        return {
+            (lane, *t): [
+                self.units(c, after, s, lane, kept, t, q, x, None, stash, 0)
+                for q, x in enumerate(columns)
+            ]
+            for (lane, *t), columns in merged.items()
+        }
+
+    def units(
+        self,
+        c: Exec,
+        ops: Sequence[VectorOp],
+        s: int,
+        lane: int,
+        kept: Sequence[Counter],
+        t: Sequence[int],
+        q: int,
+        x: Value,
+        others: list[Value] | None,
+        stash: dict[tuple[int, ...], Value],
+        group: int,
+    ) -> Value:
+        """One element through `ops`; at a zip the other group's element goes the same way."""
+        key = (lane, *t, q)
+        for i, op in enumerate(ops):
+            if op.stash:
+                stash[key] = x
+            operands = []
+            for source in (op.y, op.z):
+                if source == Source.ZIP:
+                    assert others is not None
+                    other = self.units(c, ops[:i], s, lane, kept, t, q, others[q], None, stash, 1)
+                    operands.append(other)
+                elif source == Source.VRF:
+                    v = c.vector
+                    at = c.vrf.base + lane * v.vrf_lane + q * v.vrf_column + group * v.vrf_pair
+                    at += sum(n * k.vrf for n, k in zip(t, kept, strict=True))
+                    operands.append(load(self.vrf[s], at, DType.I32))
+                elif source == Source.STASH:
+                    operands.append(stash[key])
+                elif source == Source.SELF:
+                    operands.append(x)
+                elif source != Source.NONE:
+                    imm = c.vector.imm[(Source.IMM0, Source.IMM1, Source.IMM2).index(source)]
+                    operands.append(wrap(imm))
+            x = unit(op, x, operands)
+        return x
+
+    # --- writing ---
+
+    def commit(self, c: Exec, s: int, results: dict[tuple[int, ...], list[Value]]) -> None:
+        o = c.commit
+        out = [k for k in c.counters if k.fate == Fate.OUT]
+        for (lane, *t), columns in results.items():
+            at = c.commit_port.base + lane * o.lane_stride
+            at += sum(i * k.commit for i, k in zip(t, out, strict=True))
+            for q in range(o.columns):
+                value: Value = 0
+                if q < len(columns):
+                    value = result_value(c, columns[q])
+                    if o.relu:
+                        value = rectified(value)
+                save(self.dm[s], at + q * o.column_stride, value, c.commit_port.dtype)
+
+    def store(self, c: Exec, s: int, t: Sequence[int], packet: Sequence[Value]) -> None:
+        size = c.commit_port.dtype.bits // 8
+        if c.commit.sink == Sink.TRF:
+            lane = sum(i * k.lanes for i, k in zip(t, c.counters, strict=True))
+            at = lane * (TRF_BYTES // c.trf_lanes) + c.commit_port.base
+            at += sum(i * k.trf for i, k in zip(t, c.counters, strict=True))
+            memory = self.trf[s]
+        else:
+            at = c.commit_port.base + sum(i * k.vrf for i, k in zip(t, c.counters, strict=True))
+            memory = self.vrf[s]
+        for e, value in enumerate(packet):
+            save(memory, at + e * size, value, c.commit_port.dtype)
+
+    # --- transfers ---
+
+    def transfer(self, c: Dma) -> None:
+        """Every step of the loops in order; registers are zero, so bases are addresses."""
+        moved = []
+        for t in itertools.product(*map(range, c.n)):
+            row = 0
+            if c.index is not None:
+                at = c.index.base + sum(i * v for i, v in zip(t, c.index.strides, strict=True))
+                region, offset = at >> 40, at & (1 << 40) - 1
+                row = int(load(self.hbm[region], offset, DType.I32)) * c.index.scale
+            source = row if c.indirect == Indirect.SOURCE else 0
+            target = row if c.indirect == Indirect.DESTINATION else 0
+            content = [self.cell(c.source, t, source + e).copy() for e in range(c.run)]
+            moved.append((t, target, content))
+        for t, target, content in moved:
+            for e, byte in enumerate(content):
+                self.cell(c.destination, t, target + e)[...] = byte
+
+    def cell(self, side: Side, t: Sequence[int], extra: int) -> np.ndarray:
+        """The byte at a step, as an array of shape ()."""
+        at = side.base + sum(i * v for i, v in zip(t, side.strides, strict=True)) + extra
+        if side.space == Space.DM:
+            return self.dm[at // SLICE_BYTES, at % SLICE_BYTES, ...]
+        return self.hbm[at >> 40][at & (1 << 40) - 1, ...]
+
+
+def steps(counters: Sequence[Counter]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*(range(k.n) for k in counters))
+
+
+def reduced(
+    c: Exec, kept: Sequence[Counter], results: dict[tuple[int, ...], list[Value]]
+) -> dict[tuple[int, ...], list[Value]]:
+    """Fold the VSUM counters, and the columns if asked for."""
+    found: dict[tuple[int, ...], list[Value]] = {}
+    for (lane, *t), columns in results.items():
+        key = (lane, *(i for i, k in zip(t, kept, strict=True) if k.fate == Fate.OUT))
+        values = list(columns)
+        if c.vector.reduce_columns:
+            values = [fold_all(c.vector.reduce, values)]
+        if key in found:
+            values = [fold(c.vector.reduce, a, b) for a, b in zip(found[key], values, strict=True)]
+        found[key] = values
+    return found
+
+
+def across_slices(
+    c: Exec, results: dict[int, dict[tuple[int, ...], list[Value]]]
+) -> dict[int, dict[tuple[int, ...], list[Value]]]:
+    v = c.vector
+    if v.slice_reduce == Reduce.NONE:
+        return results
+    found = {}
+    for s in results:
+        first = s - s % v.slice_group
+        group = [results[r] for r in range(first, first + v.slice_group)]
+        found[s] = {
+            key: [
+                fold_all(v.slice_reduce, [member[key][q] for member in group])
+                for q in range(len(group[0][key]))
+            ]
+            for key in group[0]
+        }
+    return found
+
+
+def fold_all(kind: Reduce, values: Sequence[Value]) -> Value:
+    total = values[0]
+    for value in values[1:]:
+        total = fold(kind, total, value)
+    return total
+
+
+def fold(kind: Reduce, a: Value, b: Value) -> Value:
+    if kind in (Reduce.IADD, Reduce.IMAX, Reduce.IMIN):
+        i, j = as_int(a), as_int(b)
+        return {Reduce.IADD: wrap(i + j), Reduce.IMAX: max(i, j), Reduce.IMIN: min(i, j)}[kind]
+    x, y = as_float(a), as_float(b)
+    if kind == Reduce.ADD:
+        return to_f32(x + y)
+    return float(np.maximum(x, y) if kind == Reduce.MAX else np.minimum(x, y))
+
+
+def unit(op: VectorOp, x: Value, operands: Sequence[Value]) -> Value:
+    """One unit on one element; integers are i32 patterns, floats f32."""
+    integer = {
+        Op.AND: lambda a, b: a & b,
+        Op.OR: lambda a, b: a | b,
+        Op.XOR: lambda a, b: a ^ b,
+        Op.SHL: lambda a, b: a << b if 0 <= b < 32 else 0,
+        Op.SHR: lambda a, b: (a & 0xFFFFFFFF) >> b if 0 <= b < 32 else 0,
+        Op.SAR: lambda a, b: a >> b if 0 <= b < 32 else a >> 31,
+        Op.IADD: lambda a, b: a + b,
+        Op.ISUB: lambda a, b: a - b,
+        Op.IMUL: lambda a, b: a * b,
+        Op.IMIN: min,
+        Op.IMAX: max,
+    }
+    if op.op in integer:
+        a, b = as_int(x), as_int(operands[0])
+        return wrap(integer[op.op](b, a) if op.reverse else integer[op.op](a, b))
+    if op.op == Op.ITOF:
+        return to_f32(float(as_int(x)))
+    values = [as_float(x), *map(as_float, operands)]
+    if op.reverse:
+        values[:2] = values[1::-1]
+    return float_unit(op.op, values)
+
+
+def float_unit(op: Op, values: Sequence[float]) -> Value:
+    """In f64 and rounded once, but for FMA, which rounds its product too."""
+    x, y, z = (np.float64(v) for v in (*values, 0.0, 0.0)[:3])
+    one = {
+        Op.SQRT: lambda: np.sqrt(x),
+        Op.TANH: lambda: np.tanh(x),
+        Op.SIGMOID: lambda: 1.0 / (1.0 + np.exp(-x)),
+        Op.ERF: lambda: math.erf(x),
+        Op.LOG: lambda: np.log(x),
+        Op.SIN: lambda: np.sin(x),
+        Op.COS: lambda: np.cos(x),
+        Op.EXP: lambda: np.exp(x),
+        Op.NEGEXP: lambda: np.exp(-x),
+        Op.ADD: lambda: x + y,
+        Op.SUB: lambda: x - y,
+        Op.MUL: lambda: x * y,
+        Op.DIV: lambda: x / y,
+        Op.MIN: lambda: np.minimum(x, y),
+        Op.MAX: lambda: np.maximum(x, y),
+        Op.FMA: lambda: to_f32(x * y) + z,
+    }
+    with np.errstate(all="ignore"):
+        return half_away(float(x)) if op == Op.FTOI else to_f32(float(one[op]()))
+
+
+def half_away(value: float) -> int:
+    if value != value or abs(value) >= 2.0**31:
+        return -(1 << 31) if math.copysign(1.0, value) < 0 else (1 << 31) - 1
+    return int(math.copysign(math.floor(abs(value) + 0.5), value))
+
+
+# --- numbers: an int is an i32 pattern, a float an f32 value ---
+
+
+def wrap(value: int) -> int:
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def to_f32(value: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.float32(value))
+
+
+def as_int(value: Value) -> int:
+    return value if isinstance(value, int) else struct.unpack("<i", struct.pack("<f", value))[0]
+
+
+def as_float(value: Value) -> float:
+    return value if isinstance(value, float) else struct.unpack("<f", struct.pack("<i", value))[0]
+
+
+def load(memory: np.ndarray, at: int, dtype: DType) -> Value:
+    assert at >= 0, at
+    raw = memory[at : at + dtype.bits // 8].tobytes()
+    if dtype == DType.BF16:
+        value = struct.unpack("<f", b"\0\0" + raw)[0]
+        return value if abs(value) >= 2.0**-126 or value != value else math.copysign(0.0, value)
+    if dtype == DType.F32:
+        return struct.unpack("<f", raw)[0]
+    if dtype in (DType.F8E4M3, DType.F8E5M2):
+        return float(np.frombuffer(raw, dtype.numpy)[0])
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def cast(value: Value, dtype: DType, to: DType | None) -> Value:
+    """The fetch adapter's cast; small floats are already their f32 value."""
+    del dtype
+    return round_bf16(float(value)) if to == DType.BF16 else value
+
+
+def round_bf16(value: float) -> float:
+    return float(np.float32(value).astype(ml_dtypes.bfloat16))
+
+
+def result_value(c: Exec, value: Value) -> Value:
+    """The last unit may have left another view of the bits than the result's type."""
+    dtype = c.stream.cast or c.a.dtype
+    is_float = dtype.is_float
+    for op in c.vector.ops:
+        is_float = op.op == Op.ITOF or (is_float and op.op != Op.FTOI)
+    return as_float(value) if is_float else as_int(value)
+
+
+def rectified(value: Value) -> Value:
+    return value if value != value or value > 0 else type(value)(0)
+
+
+def save(memory: np.ndarray, at: int, value: Value, dtype: DType) -> None:
+    assert at >= 0, at
+    size = dtype.bits // 8
+    if dtype.is_float:
+        raw = np.array([value], np.float32).astype(dtype.numpy).tobytes()
+    else:
+        raw = (int(value) % (1 << dtype.bits)).to_bytes(size, "little")
+    memory[at : at + size] = np.frombuffer(raw, np.uint8)

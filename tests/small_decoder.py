@@ -1,0 +1,193 @@
+"""A small Llama-like decoder as the backend gets it: outlined, paged, for one bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from xdsl.context import Context
+from xdsl.dialects import func
+from xdsl.dialects.builtin import FunctionType, ModuleOp, bf16, i32
+from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
+
+from furiosa_llm.backend_rngd.encode import encode_program
+from furiosa_llm.backend_rngd.isa.container import Program
+from furiosa_llm.backend_rngd.pipeline import backend_phase
+from furiosa_llm.ir import nn, paged, provenance
+from furiosa_llm.ir.types import tensor
+from furiosa_llm.models.config_types import Bucket
+
+Body = Callable[[Block], list[SSAValue]]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """D hidden, H query heads, G kv heads, head_dim, F feed-forward, V vocabulary."""
+
+    bucket: Bucket
+    hidden: int = 72
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 12
+    feed_forward: int = 152
+    vocabulary: int = 97
+    layers: int = 2
+    bias: bool = False
+    head_norms: bool = False
+    last_token_only: bool = True
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters of a block, in the order of its arguments."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        d, f = self.hidden, self.feed_forward
+        shapes: dict[str, tuple[int, ...]] = {"norm": (d,), "q": (q, d), "k": (kv, d), "v": (kv, d)}
+        shapes |= {"o": (d, q), "norm2": (d,), "gate": (f, d), "up": (f, d), "down": (d, f)}
+        if self.bias:
+            shapes |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
+        if self.head_norms:
+            shapes |= {"q_norm": (self.head_dim,), "k_norm": (self.head_dim,)}
+        return shapes
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """All parameters by checkpoint name."""
+        named = {"embed": (self.vocabulary, self.hidden), "final_norm": (self.hidden,)}
+        for layer in range(self.layers):
+            named |= {f"{layer}.{name}": shape for name, shape in self.shapes.items()}
+        return named
+
+    def weights(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+        """bf16 weights of a sensible size, norms around one."""
+        rng = np.random.default_rng(seed)
+        found = {}
+        for name, shape in self.parameters.items():
+            scale = shape[-1] ** -0.5 if len(shape) == 2 else 0.1
+            values = rng.standard_normal(shape) * scale + ("norm" in name)
+            found[name] = values.astype(ml_dtypes.bfloat16)
+        return found
+
+    def module(self) -> ModuleOp:
+        return _ModuleBuilder(self).build()
+
+    def program(self) -> Program:
+        """The binary's program, through the whole backend."""
+        module, context = self.module(), Context()
+        for step in backend_phase(self.bucket):
+            step.apply(context, module)
+            module.verify()
+        return encode_program(module, "small")
+
+
+@dataclass
+class _ModuleBuilder:
+    decoder: Decoder
+    module: ModuleOp = field(default_factory=lambda: ModuleOp([]))
+
+    def build(self) -> ModuleOp:
+        d, bucket = self.decoder, self.decoder.bucket
+        self.batch, self.new = bucket.batch_size, bucket.input_ids_size
+        ids = tensor((self.batch, self.new), i32)
+        table = tensor((self.batch, bucket.attention_size), i32)
+        self.inputs = [ids, ids, ids, table, tensor((self.batch,), i32)]
+        self.hidden = tensor((self.batch, self.new, d.hidden), bf16)
+        self.cache = paged.cache_type(d.kv_heads, d.head_dim, bf16)
+        for name, shape in d.parameters.items():
+            self.module.body.block.add_op(nn.ParameterOp(name, tensor(shape, bf16)))
+        embed = tensor((d.vocabulary, d.hidden), bf16)
+        norm = tensor((d.hidden,), bf16)
+        block = [tensor(shape, bf16) for shape in d.shapes.values()]
+        self._function("prologue", [ids, embed], self._prologue)
+        self._function("block_0", [self.hidden, *self.inputs[1:], self.cache, *block], self._block)
+        self._function("epilogue", [self.hidden, self.inputs[4], norm, embed], self._epilogue)
+        self._function("forward", self.inputs + [self.cache] * d.layers, self._forward)
+        self.module.verify()
+        return self.module
+
+    def _function(self, name: str, inputs: Sequence[Attribute], body: Body) -> None:
+        block = Block(arg_types=inputs)
+        outputs = body(block)
+        block.add_op(func.ReturnOp(*outputs))
+        types = FunctionType.from_lists(inputs, [value.type for value in outputs])
+        visibility = None if name == "forward" else "private"
+        self.module.body.block.add_op(func.FuncOp(name, types, Region(block), visibility))
+
+    def _prologue(self, block: Block) -> list[SSAValue]:
+        return [_add(block, nn.EmbeddingOp(*block.args), "embed")]
+
+    def _block(self, block: Block) -> list[SSAValue]:
+        d = self.decoder
+        h, positions, slots, table, lengths, cache = _values(block)[:6]
+        w = dict(zip(d.shapes, block.args[6:], strict=True))
+        x = _add(block, nn.RmsNormOp(h, w["norm"], eps=1e-5), "norm")
+
+        def project(name: str, heads: int) -> SSAValue:
+            y = _add(block, nn.LinearOp(x, w[name], w.get(f"{name}_bias")), f"attn.{name}")
+            y = _add(block, nn.ReshapeOp(y, (self.batch, self.new, heads, d.head_dim)), "attn")
+            if f"{name}_norm" in w:
+                y = _add(block, nn.RmsNormOp(y, w[f"{name}_norm"], eps=1e-6), f"attn.{name}_norm")
+            return _add(block, nn.TransposeOp(y, dim0=1, dim1=2), "attn")
+
+        frequencies = [10000.0 ** (-2 * i / d.head_dim) for i in range(d.head_dim // 2)]
+
+        def rotate(y: SSAValue) -> SSAValue:
+            op = nn.RopeOp(y, positions, inv_freq=frequencies, attention_scaling=1.0)
+            return _add(block, op, "attn")
+
+        q, k = rotate(project("q", d.heads)), rotate(project("k", d.kv_heads))
+        v = project("v", d.kv_heads)
+        cache = _add(block, paged.WriteOp(cache, k, v, slots), "attn")
+        scale = d.head_dim**-0.5
+        op = paged.AttentionOp(q, cache, table, lengths, positions, scale=scale)
+        y = _add(block, op, "attn")
+        y = _add(block, nn.ReshapeOp(y, (self.batch, self.new, d.heads * d.head_dim)), "attn")
+        h = _add(block, nn.AddOp(h, _add(block, nn.LinearOp(y, w["o"]), "attn.o")), "")
+        x = _add(block, nn.RmsNormOp(h, w["norm2"], eps=1e-5), "norm2")
+        gate = _add(block, nn.SiluOp(_add(block, nn.LinearOp(x, w["gate"]), "mlp.gate")), "mlp.act")
+        up = _add(block, nn.LinearOp(x, w["up"]), "mlp.up")
+        y = _add(block, nn.LinearOp(_add(block, nn.MulOp(gate, up), "mlp"), w["down"]), "mlp.down")
+        return [_add(block, nn.AddOp(h, y), ""), cache]
+
+    def _epilogue(self, block: Block) -> list[SSAValue]:
+        h, lengths, norm, head = _values(block)
+        if self.decoder.last_token_only:
+            h = _add(block, paged.LastTokenOp(h, lengths), "")
+        h = _add(block, nn.RmsNormOp(h, norm, eps=1e-5), "final_norm")
+        return [_add(block, nn.LinearOp(h, head), "lm_head")]
+
+    def _forward(self, block: Block) -> list[SSAValue]:
+        d = self.decoder
+
+        def get(name: str) -> SSAValue:
+            return _add(block, nn.GetParameterOp(name, tensor(d.parameters[name], bf16)), "")
+
+        def call(name: str, args: Sequence[SSAValue], out: list[Attribute], at: str) -> func.CallOp:
+            op = provenance.located(func.CallOp(name, args, out), provenance.make(at))
+            block.add_op(op)
+            return op
+
+        inputs = block.args
+        h = call("prologue", [inputs[0], get("embed")], [self.hidden], "").results[0]
+        caches = []
+        for layer in range(d.layers):
+            weights = [get(f"{layer}.{name}") for name in d.shapes]
+            arguments = [h, *inputs[1:5], inputs[5 + layer], *weights]
+            op = call("block_0", arguments, [self.hidden, self.cache], f"layers.{layer}")
+            h = op.results[0]
+            caches.append(op.results[1])
+        rows = 1 if d.last_token_only else self.new
+        logits = tensor((self.batch, rows, d.vocabulary), bf16)
+        last = call("epilogue", [h, inputs[4], get("final_norm"), get("embed")], [logits], "")
+        return [last.results[0], *caches]
+
+
+def _values(block: Block) -> list[SSAValue]:
+    return list(block.args)
+
+
+def _add(block: Block, op: Operation, module: str) -> SSAValue:
+    block.add_op(provenance.located(op, provenance.make(module, op.name)))
+    return op.results[0]
