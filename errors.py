@@ -955,7 +955,9 @@ def too_many_commands(at: str, count: int, limit: int) -> SimulationFault:
     )
 
 
-def semaphore_shared(at: str, semaphore: int, role: str, first: str, second: str) -> SimulationFault:
+def semaphore_shared(
+    at: str, semaphore: int, role: str, first: str, second: str
+) -> SimulationFault:
     """SIM004: two contexts signal, or two contexts wait for, one semaphore."""
     return SimulationFault(
         "SIM004",

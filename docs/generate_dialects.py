@@ -1,4 +1,4 @@
-"""Writes docs/dialects/*.md from the definitions of the ops: `python docs/generate_dialects.py`."""  # noqa: INP001
+"""Writes docs/dialects/*.md from the definitions of the ops: `python docs/generate_dialects.py`."""
 
 from __future__ import annotations
 

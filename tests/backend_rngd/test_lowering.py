@@ -28,6 +28,8 @@ from furiosa_llm.runtime_sim.device import Device
 Array = np.ndarray[Any, Any]
 BOUND = 0.02
 SLOTS = 400
+PADDING_ID = 0
+"""A token that stands only where there is padding; its row of the tied embedding is garbage."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Case:
         rng = np.random.default_rng(self.seed)
         slots = 1 + rng.permutation(SLOTS - 1).astype(np.int32)
         found = {
-            "input_ids": np.zeros((batch, new), np.int32),
+            "input_ids": np.full((batch, new), PADDING_ID, np.int32),
             "position_ids": np.ones((batch, new), np.int32),
             "slot_mapping": np.zeros((batch, new), np.int32),
             "block_table": np.zeros((batch, width), np.int32),
@@ -53,7 +55,7 @@ class Case:
         for row, length in enumerate(self.lengths):
             count = 1 if bucket.is_decode else length
             own, slots = slots[:length], slots[length:]
-            found["input_ids"][row, :count] = rng.integers(0, self.decoder.vocabulary, count)
+            found["input_ids"][row, :count] = rng.integers(1, self.decoder.vocabulary, count)
             found["position_ids"][row, :count] = np.arange(length - count, length)
             found["slot_mapping"][row, :count] = own[length - count :]
             found["block_table"][row, :length] = own
@@ -90,14 +92,17 @@ def reference(case: Case) -> Array:
     return valid(case, outputs[0].float().numpy())
 
 
-def simulated(case: Case) -> Array:
+def simulated(case: Case, garbage: float = float("nan")) -> Array:
+    """Logits of the valid rows; padding tokens and unused slots hold `garbage`."""
     program = case.decoder.program()
     check_order(program)
     device = Device()
     weights = case.decoder.weights()
+    weights["embed"][PADDING_ID] = garbage
     device.load(program, weights.__getitem__)
     device.allocate_caches(program, SLOTS)
-    for layer, cache in enumerate(case.past()):
+    for layer, past in enumerate(case.past()):
+        cache = past.nan_to_num(nan=garbage)
         fill_cache(device.cache(layer), cache.view(torch.int16).numpy())
     return valid(case, device.execute(program, case.inputs())["logits"])
 
@@ -115,7 +120,8 @@ def fill_cache(slots: Array, past: Array) -> None:
 
 
 def valid(case: Case, logits: Array) -> Array:
-    """The rows that belong to tokens: [rows, V]."""
+    """The rows that belong to tokens, without the padding token's logit: [rows, V - 1]."""
+    logits = logits[..., PADDING_ID + 1 :]
     if logits.shape[1] == 1:
         return logits[: len(case.lengths), 0]
     return np.concatenate([logits[row, :length] for row, length in enumerate(case.lengths)])
@@ -166,6 +172,14 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_logits_agree_with_the_interpreter(name: str) -> None:
     check(CASES[name])
+
+
+@pytest.mark.parametrize("name", ["padding rows", "prefill, padded", "prefill in parts"])
+def test_garbage_in_padding_changes_no_bit(name: str) -> None:
+    case = CASES[name]
+    clean = simulated(case, garbage=0.0)
+    for garbage in (float("nan"), float("inf"), -3e38, 7.0):
+        assert simulated(case, garbage).tobytes() == clean.tobytes()
 
 
 @settings(max_examples=15)
