@@ -102,11 +102,13 @@ class ArtifactBuilder:
     ) -> None:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
-        model = compile_model(
-            source.config, self.name, buckets, self.last_token_only, dump_ir, progress
-        )
+        model = compile_model(source.config, buckets, self.last_token_only, dump_ir, progress)
         # Before the long part: weights that do not fit stop the build here.
-        bound = bind_parameters(model.parameters, source.checkpoint) if weights != "skip" else None
+        bound = (
+            None
+            if weights == "skip"
+            else bind_parameters(model.parameters, source.checkpoint, tied=source.tied)
+        )
 
         binaries = []
         for bucket, data in model.binaries:
@@ -131,6 +133,7 @@ class ArtifactBuilder:
             binaries=binaries,
             parameters=model.parameters,
             parameter_file_of=stored.file_of,
+            tied=source.tied,
         )
         describe_into(directory, build, {**files, **stored.files})
 

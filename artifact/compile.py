@@ -28,7 +28,6 @@ class CompiledModel:
 
 def compile_model(
     config: Any,
-    name: str,
     buckets: Sequence[Bucket],
     last_token_only: bool,
     dump_ir: Path | None,
@@ -37,12 +36,14 @@ def compile_model(
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
-    follows. Raises: FRO007 (import), BCKxxx and VED005 (backend).
+    follows. Binaries do not depend on what the model or its directory is called.
+    Raises: FRO007 (import), BCKxxx and VED005 (backend).
     """
     from ..frontend.declarations import declared_parameters
 
     progress("importing the model")
     module = _import(config, last_token_only, dump_ir)
+    name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
         ((bucket, _binary(module, name, bucket, dump_ir, progress)) for bucket in buckets),
@@ -73,11 +74,10 @@ def _binary(
 
     progress(f"compiling {bucket.name}")
     module = shared.clone()
-    folder = bucket.name.replace(":", "-").replace(",", "-")
     run_passes(
         module,
         [*bucket_phase(bucket), *backend_phase(bucket)],
-        dump_dir=None if dump_ir is None else dump_ir / folder,
+        dump_dir=None if dump_ir is None else dump_ir / bucket.file_stem,
         input_name="model",
         context=make_context(DIALECTS),
     )

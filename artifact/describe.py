@@ -53,6 +53,8 @@ class Build:
     parameters: Sequence[ParameterSpec]
     parameter_file_of: Mapping[str, str]
     """Empty without weights."""
+    tied: Mapping[str, str]
+    """Another name that a checkpoint may have for a parameter -> the parameter."""
 
     @property
     def architecture(self) -> str:
@@ -144,6 +146,7 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
             )
             for spec in sorted(build.parameters, key=lambda spec: spec.name)
         },
+        tied=dict(build.tied),
         files=dict(sorted(files.items())),
     )
 

@@ -68,12 +68,13 @@ def link_parameters(directory: Path, source: BoundParameters) -> ParameterFiles:
     if not isinstance(checkpoint, SafetensorsCheckpoint):
         raise errors.cannot_link_weights(checkpoint.path, "they are not safetensors files")
     for name, spec in source.specs.items():
-        stored = checkpoint.tensors[name].dtype
+        stored = checkpoint.tensors[source.stored_name(name)].dtype
         if stored != spec.dtype:
             reason = f"`{name}` is stored as {stored} and must be converted to {spec.dtype}"
             raise errors.cannot_link_weights(checkpoint.path, reason)
 
-    paths = sorted({checkpoint.file_of(name).path for name in source.specs})
+    path_of = {name: checkpoint.file_of(source.stored_name(name)).path for name in source.specs}
+    paths = sorted(set(path_of.values()))
     names = {path: _file_name(i, len(paths)) for i, path in enumerate(paths, start=1)}
     for path, name in names.items():
         try:
@@ -85,7 +86,7 @@ def link_parameters(directory: Path, source: BoundParameters) -> ParameterFiles:
             name: FileEntry(size_bytes=path.stat().st_size, sha256=None)
             for path, name in names.items()
         },
-        {name: names[checkpoint.file_of(name).path] for name in source.specs},
+        {name: names[path] for name, path in path_of.items()},
     )
 
 

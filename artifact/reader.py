@@ -94,7 +94,8 @@ class Artifact:
         Nothing is read before a tensor is asked for.
         Raises: RUN006 without weights, ART007, CKP001 to CKP005 and CKP007.
         """
-        return bind_parameters(self._declared(), self._checkpoint(weights_from))
+        checkpoint = self._checkpoint(weights_from)
+        return bind_parameters(self._declared(), checkpoint, self.manifest.tied)
 
     def has_file(self, name: str) -> bool:
         return name in self.manifest.files

@@ -236,6 +236,8 @@ class Manifest(Schema):
     calculate_logit_only_for_last_token: bool
     binaries: tuple[BinaryEntry, ...]
     parameters: dict[str, ParameterEntry]
+    tied: dict[str, str]
+    """Another name that a checkpoint may have for a parameter -> the parameter."""
     files: dict[str, FileEntry]
 
 

@@ -49,14 +49,20 @@ class BoundParameters:
         return self.read(name)
 
     def read(self, name: str) -> Array:
-        """The whole parameter; a view of the file where no conversion is needed."""
-        whole = self.checkpoint.read(self.stored[name])
+        """The whole parameter; a view of the file where no conversion is needed. Raises: CKP006."""
+        whole = self.checkpoint.read(self.stored_name(name))
         return whole.astype(self.specs[name].dtype, copy=False)
 
     def read_rows(self, name: str, begin: int, end: int) -> Array:
         """Rows [begin, end) of dim 0, so that a large tensor can be streamed."""
-        rows = self.checkpoint.read_rows(self.stored[name], begin, end)
+        rows = self.checkpoint.read_rows(self.stored_name(name), begin, end)
         return rows.astype(self.specs[name].dtype, copy=False)
+
+    def stored_name(self, name: str) -> str:
+        """What the checkpoint calls a parameter. Raises: CKP006 if the model has none such."""
+        if name not in self.stored:
+            raise errors.unknown_tensor(self.checkpoint.path, name)
+        return self.stored[name]
 
 
 def bind_parameters(

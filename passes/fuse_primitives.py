@@ -13,7 +13,7 @@ from xdsl.ir import Operation, OpResult, SSAValue
 from xdsl.pattern_rewriter import PatternRewriter, RewritePattern, op_type_rewrite_pattern
 
 from ..ir import nn
-from ..ir.types import Dims, dims_of, dtype_of, f32, i32
+from ..ir.types import Dims, dims_of, dtype_of, f32, i32, shape_of
 from .contract import Bitwise, Contract, ContractPass, Relation
 from .rewriting import rewrite_to_fixpoint
 
@@ -162,12 +162,23 @@ def _is_rotate_half(half: SSAValue, x: SSAValue) -> bool:
 
 
 def _is_slice(value: SSAValue, x: SSAValue, start: int, end: int) -> bool:
-    """Whether `value` is [start, end) of x's last dim."""
-    op = _made_by(value, nn.SliceOp)
-    if op is None or op.x is not x:
-        return False
-    found = (op.dim.value.data, op.start.value.data, op.end.value.data)
-    return found == (len(dims_of(x)) - 1, start, end)
+    """Whether `value` is [start, end) of x's last dim, as a slice of x or of what x is cut from."""
+    whole, begin, _ = _span(x)
+    return _made_by(value, nn.SliceOp) is not None and _span(value) == (
+        whole,
+        begin + start,
+        begin + end,
+    )
+
+
+def _span(value: SSAValue) -> tuple[SSAValue, int, int]:
+    """The tensor that `value` is cut from along its last dim, and from where to where."""
+    last = len(dims_of(value)) - 1
+    cut = _made_by(value, nn.SliceOp)
+    if cut is None or cut.dim.value.data != last:
+        return value, 0, shape_of(value)[last]
+    whole, begin, _ = _span(cut.x)
+    return whole, begin + cut.start.value.data, begin + cut.end.value.data
 
 
 def _table(value: SSAValue, kind: type[nn.CosOp | nn.SinOp], x: SSAValue) -> Table | None:

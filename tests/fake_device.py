@@ -17,6 +17,7 @@ from furiosa_llm.models.config_types import Bucket
 CYCLES = 100
 NOT_A_TOKEN = -1
 POSITION_PAD = 1
+PADDING_SLOT = 0
 
 
 class FakeDevice:
@@ -42,7 +43,8 @@ class FakeDevice:
         rows = bucket.input_ids_size if self.all_rows else 1
         logits = np.full((bucket.batch_size, rows, self.vocabulary), np.nan, np.float32)
         for b, length in enumerate(inputs["lengths"]):
-            if length == 0:
+            if inputs["slot_mapping"][b, 0] == PADDING_SLOT:  # a row without a sequence
+                assert length == 1
                 self._check_padding(inputs, b, 0)
                 continue
             new = 1 if bucket.is_decode else int(length)
@@ -64,9 +66,9 @@ class FakeDevice:
         assert all(array.dtype == np.int32 for array in inputs.values())
 
     def _check_padding(self, inputs: Inputs, b: int, new: int) -> None:
-        assert (inputs["slot_mapping"][b, new:] == 0).all()
+        assert (inputs["slot_mapping"][b, new:] == PADDING_SLOT).all()
         assert (inputs["position_ids"][b, new:] == POSITION_PAD).all()
-        assert (inputs["block_table"][b, inputs["lengths"][b] :] == 0).all()
+        assert (inputs["block_table"][b, inputs["lengths"][b] :] == PADDING_SLOT).all()
 
     def _cached_tokens(self, inputs: Inputs, b: int, length: int, new: int) -> list[int]:
         """Write the new tokens, then read the whole sequence through its block table."""
@@ -74,7 +76,7 @@ class FakeDevice:
         positions = inputs["position_ids"][b, :new]
         assert positions.tolist() == list(range(length - new, length))
         slots = inputs["slot_mapping"][b, :new]
-        assert (slots > 0).all()
+        assert (slots != PADDING_SLOT).all()
         self.cache[slots] = inputs["input_ids"][b, :new]
         table = inputs["block_table"][b, :length]
         assert len(set(table.tolist())) == length

@@ -439,7 +439,10 @@ def save(memory: np.ndarray, at: int, value: Value, dtype: DType) -> None:
     assert at >= 0, at
     size = dtype.bits // 8
     if dtype.is_float:
-        raw = np.array([value], np.float32).astype(dtype.numpy).tobytes()
+        if dtype == DType.F8E4M3:
+            value = float(np.clip(value, -448.0, 448.0))
+        with np.errstate(all="ignore"):
+            raw = np.array([value], np.float32).astype(dtype.numpy).tobytes()
     else:
         raw = (int(value) % (1 << dtype.bits)).to_bytes(size, "little")
     memory[at : at + size] = np.frombuffer(raw, np.uint8)

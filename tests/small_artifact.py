@@ -119,6 +119,7 @@ def write_artifact(
         binaries=binaries,
         parameters=specs,
         parameter_file_of=stored.file_of,
+        tied={},
     )
     builder.describe_into(directory, build, {**files, **stored.files})
     return directory

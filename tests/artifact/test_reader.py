@@ -193,3 +193,16 @@ def test_weights_that_do_not_fit_are_refused_with_all_reasons(tmp_path: Path) ->
         artifact.parameters(tmp_path / "model")
     assert "model.embed_tokens.weight" in caught.value.cause
     assert "[5]" in caught.value.cause
+
+
+def test_a_tied_parameter_may_be_stored_under_its_other_name(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", weights="skip")
+    embedding = "model.embed_tokens.weight"
+    edit_json(
+        path / "manifest.json", lambda content: content.update(tied={"lm_head.weight": embedding})
+    )
+    (tmp_path / "model").mkdir()
+    stored = {("lm_head.weight" if n == embedding else n): array for n, array in ARRAYS.items()}
+    save_file(stored, tmp_path / "model" / "model.safetensors")
+    source = read_artifact(path).parameters(tmp_path / "model")
+    np.testing.assert_array_equal(source(embedding), ARRAYS[embedding])

@@ -127,17 +127,15 @@ def test_contracting_in_time_uses_a_32nd_of_the_multipliers() -> None:
     # K in counters instead of the packet: one product per lane and cycle, not 32.
     in_time = replace(
         LINEAR,
-        counters=(Counter(128, fate=Fate.MSUM, a=64, trf=2),),
-        stream=Stream(run=32),
-        contraction=Contraction(depth=0, trf_read=2),
-        commit=Commit(columns=32, column_stride=8, lanes=1),
-        commit_port=Port(base=65536),
-        trf_lanes=1,
+        counters=(Counter(256, fate=Fate.MSUM, a=2, trf=2),),
+        stream=Stream(run=1),
+        contraction=Contraction(pack=1, depth=0, trf_read=2),
+        commit=Commit(lanes=8, lane_stride=8),
     )
-    in_time = replace(in_time, contraction=Contraction(depth=0, trf_read=2, lanes=1))
-    assert engines(in_time)["contraction"] == 256
-    assert in_time.contraction is not None
-    assert plan_exec(in_time, "test").multiplications == 64 * 128 * 32
+    plan = plan_exec(in_time, "test")
+    peak = plan.slices * 8 * BOOK.contraction.macs_per_lane["bf16"]
+    cycles = exec_cost(plan, BOOK).engines["contraction"]
+    assert plan.multiplications / (cycles * peak) == 1 / 32
 
 
 def test_float_units_halve_the_vector_engine() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
+from model_zoo import make_config
 from xdsl.dialects.builtin import ModuleOp
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `programs`
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `model_zoo`
+from furiosa_llm.frontend.torch_import import import_model
 
 ImportZoo = Callable[[str], ModuleOp]
 
@@ -19,9 +17,5 @@ ImportZoo = Callable[[str], ModuleOp]
 @pytest.fixture(scope="session")
 def imported() -> ImportZoo:
     """`imported("qwen2")` is that tiny model's module, as it comes from the frontend."""
-    from model_zoo import make_config
-
-    from furiosa_llm.frontend.torch_import import import_model
-
     once = cache(lambda kind: import_model(make_config(kind)))
     return lambda kind: once(kind).clone()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from programs import EVERYTHING, LLAMA, Program, programs
+from nn_programs import EVERYTHING, LLAMA, Program, programs
 from xdsl.dialects.builtin import ModuleOp
 
 from furiosa_llm.errors import CompileError

@@ -181,6 +181,9 @@ def unit_ops(
         if STAGE[alu] < REDUCE_STAGE:
             at_reducer = is_float
     assume(zipped or not pair)
+    names = {op.op for op in ops}
+    # The last place of a large exponential would be far more than one when it is an integer.
+    assume(Op.FTOI not in names or not names & {Op.EXP, Op.NEGEXP, Op.DIV})
     last_is_binary = bool(ops) and ops[-1].y not in (Source.NONE, Source.VRF)
     if len(ops) > 1 and not pair and last_is_binary and draw(st.booleans()):
         first = draw(st.integers(0, len(ops) - 2))

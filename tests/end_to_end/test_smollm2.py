@@ -1,0 +1,175 @@
+"""The demo model from its GGUF file to text, against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from token_equality import EagerReference, rms
+
+from furiosa_llm import LLM, ArtifactBuilder, SamplingParams
+from furiosa_llm.artifact.reader import read_artifact
+from furiosa_llm.frontend.source import open_model
+from furiosa_llm.llm.device import SimulatedDevice
+from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.models.demo import demo_model_path
+
+Array = np.ndarray[Any, Any]
+NEW_TOKENS = 48
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+ERROR_RATIO = 1.5
+
+FIVE_SENTENCES = (
+    "The lighthouse stood on the last rock before the open sea. Every evening the keeper climbed "
+    "its stairs, cleaned the lamp, and wrote the weather into a book. "
+)
+PROMPTS = {
+    "one token": "The",
+    "capital": "The capital of France is",
+    "german": "Übermäßig große Bäche fließen im Frühling durch die Täler; im Sommer",
+    "code": "def fibonacci(n: int) -> int:\n    if n < 2:\n        return n\n    return",
+    "numbers": "1, 1, 2, 3, 5, 8, 13, 21,",
+    "list": "Three things that you need to bake bread:\n1. Flour\n2.",
+    "question": "Question: How many legs does a spider have?\nAnswer:",
+    "story": "Once upon a time, in a village by the sea, there lived a",
+    "symbols": '∑ x² ≤ 4·π — is that so? {"key": [true, null]} <|',
+    "long": FIVE_SENTENCES * 3,
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("smollm2") / "artifact"
+    builder = ArtifactBuilder(
+        demo_model_path(),
+        "smollm2",
+        prefill_buckets=[(1, 128)],
+        decode_buckets=[(1, 256), (4, 256)],
+    )
+    builder.build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llm(artifact: Path) -> LLM:
+    return LLM.load_artifact(artifact)
+
+
+@pytest.fixture(scope="module")
+def reference() -> EagerReference:
+    from transformers import LlamaForCausalLM
+
+    source = open_model(demo_model_path())
+    config = source.config
+    config._attn_implementation = "eager"
+    model = LlamaForCausalLM(config).float()
+    state = {
+        name: torch.from_numpy(source.checkpoint.read(name).astype(np.float32))
+        for name in source.checkpoint.tensors
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
+    model.tie_weights()
+    return EagerReference(model)
+
+
+def prompt_ids(llm: LLM) -> dict[str, list[int]]:
+    """The prompts' tokens, with a chat and one that fills the bucket exactly."""
+    ids = {name: llm.tokenizer.encode(text) for name, text in PROMPTS.items()}
+    ids["chat"] = llm.tokenizer.encode_chat(
+        [{"role": "user", "content": "Name two colours of a rainbow."}]
+    )
+    ids["exactly the bucket"] = (ids["long"] * 3)[:128]
+    return ids
+
+
+def generated(llm: LLM, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    outputs = llm.generate(prompt_token_ids=prompts, sampling_params=GREEDY)
+    assert isinstance(outputs, list)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_greedy_tokens_are_those_of_eager(llm: LLM, reference: EagerReference) -> None:
+    prompts = prompt_ids(llm)
+    assert len(prompts["one token"]) == 1
+    assert len(prompts["exactly the bucket"]) == 128
+    for name, prompt in prompts.items():
+        (found,) = generated(llm, [prompt])
+        assert len(found) == NEW_TOKENS
+        tie = reference.tie(prompt, reference.greedy(prompt, NEW_TOKENS), found)
+        print(f"{name}: {tie or 'equal'}")
+
+
+def test_a_batch_of_four_gives_the_tokens_of_each_alone(
+    llm: LLM, reference: EagerReference
+) -> None:
+    prompts = prompt_ids(llm)
+    four = [prompts[name] for name in ("one token", "german", "chat", "long")]
+    assert len({len(prompt) for prompt in four}) == 4
+    together = generated(llm, four)
+    assert llm.metrics is not None
+    assert Bucket.decode(4, 256).name in {step.bucket.name for step in llm.metrics.steps}
+    for prompt, found in zip(four, together, strict=True):
+        (alone,) = generated(llm, [prompt])
+        reference.tie(prompt, alone, found)
+
+
+def test_teacher_forced_logits_err_no_more_than_eager(
+    artifact: Path, llm: LLM, reference: EagerReference
+) -> None:
+    device = SimulatedDevice(
+        opened := read_artifact(artifact), opened.parameters(None), slots=257, machine=None
+    )
+    for name in ("capital", "code", "german"):
+        tokens = prompt_ids(llm)[name]
+        tokens = [*tokens, *reference.greedy(tokens, 12)]
+        first = len(tokens) - 12
+        found = [device.run(Bucket.prefill(1, 128), prefill_inputs(tokens[:first], 128))[0, -1]]
+        for length in range(first + 1, len(tokens) + 1):
+            inputs = decode_inputs(tokens[length - 1], length, 256)
+            found.append(device.run(Bucket.decode(1, 256), inputs)[0, 0])
+        exact, rounded = (x[first - 1 :] for x in reference.logits(tokens))
+        ratio = rms(np.stack(found) - exact) / rms(rounded - exact)
+        print(f"{name}: {ratio:.2f} x eager bf16's RMS error")
+        assert ratio <= ERROR_RATIO
+
+
+def prefill_inputs(tokens: Sequence[int], width: int) -> dict[str, Array]:
+    count = len(tokens)
+    inputs = {
+        "input_ids": np.zeros((1, width), np.int32),
+        "position_ids": np.ones((1, width), np.int32),
+        "slot_mapping": np.zeros((1, width), np.int32),
+        "block_table": np.zeros((1, width), np.int32),
+        "lengths": np.array([count], np.int32),
+    }
+    inputs["input_ids"][0, :count] = tokens
+    inputs["position_ids"][0, :count] = np.arange(count)
+    inputs["slot_mapping"][0, :count] = inputs["block_table"][0, :count] = np.arange(1, count + 1)
+    return inputs
+
+
+def decode_inputs(token: int, length: int, width: int) -> dict[str, Array]:
+    table = np.zeros((1, width), np.int32)
+    table[0, :length] = np.arange(1, length + 1)
+    return {
+        "input_ids": np.array([[token]], np.int32),
+        "position_ids": np.array([[length - 1]], np.int32),
+        "slot_mapping": np.array([[length]], np.int32),
+        "block_table": table,
+        "lengths": np.array([length], np.int32),
+    }
+
+
+def test_the_head_works_on_one_row_only(artifact: Path) -> None:
+    timing = read_artifact(artifact).timing(Bucket.prefill(1, 128))
+    macs = {module.path: module.macs for module in timing.modules}
+    assert macs["lm_head"] == 576 * 49152
+    assert macs["model.layers.29.mlp.down_proj"] == 128 * 576 * 1536
+    assert sum(module.cycles for module in timing.modules) == timing.cycles
+    assert sum(module.macs for module in timing.modules) == timing.macs
