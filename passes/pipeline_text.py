@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from xdsl.passes import ModulePass, get_pass_option_infos
+from xdsl.passes import ModulePass
 from xdsl.utils.arg_spec import ArgSpec, ParameterType, parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError
+from xdsl.utils.hints import isa
 
 from .. import errors
 from .registry import PASSES, Registry
@@ -36,11 +38,43 @@ def _make(spec: ArgSpec, registry: Registry) -> ModulePass:
     if spec.name not in registry:
         raise errors.unknown_pass(spec.name, list(registry))
     kind = registry[spec.name]()
-    try:
-        return kind.from_pass_spec(spec)
-    except ValueError as error:
-        accepted = [f"{info.name}=<{info.expected_type}>" for info in get_pass_option_infos(kind)]
-        raise errors.bad_pass_option(spec.name, str(error), accepted) from None
+    spec = spec.normalize_parameter_names()
+    if problems := _problems(spec, kind):
+        accepted = [f"{name}={_show_type(hint)}" for name, hint in _options(kind).items()]
+        raise errors.bad_pass_option(spec.name, "; ".join(problems), accepted)
+    return kind.from_pass_spec(spec)
+
+
+def _options(kind: type[ModulePass]) -> dict[str, Any]:
+    """Each option's type."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _problems(spec: ArgSpec, kind: type[ModulePass]) -> list[str]:
+    """What xDSL would refuse, said about each option by its name."""
+    options = _options(kind)
+    problems = [f"it has no option {name}" for name in spec.parameters if name not in options]
+    missing = sorted(kind.required_fields() - spec.parameters.keys())
+    problems += [f"option {name} is missing" for name in missing]
+    for name, values in spec.parameters.items():
+        if name in options and not _fits(values, options[name]):
+            shown = ",".join(map(_show_value, values)) or "without a value"
+            problems.append(f"{name} cannot be {shown}")
+    return problems
+
+
+def _fits(values: tuple[ParameterType, ...], hint: Any) -> bool:
+    if not values:
+        return type(None) in get_args(hint)
+    return isa(values, hint) or (len(values) == 1 and isa(values[0], hint))
+
+
+def _show_type(hint: Any) -> str:
+    """`Literal[0, 1, "all"]` as `0|1|all`, other types as `<int>`."""
+    if get_origin(hint) is Literal:
+        return "|".join(str(choice) for choice in get_args(hint))
+    return f"<{getattr(hint, '__name__', hint)}>"
 
 
 def show_passes(passes: Iterable[ModulePass]) -> str:

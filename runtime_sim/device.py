@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -54,7 +53,7 @@ class Device:
         self._memory = ChipMemory(SLICES_PER_PE * pes)
         self._weights = WeightCache(weight_cache_bytes)
         self._loader = Loader()
-        self._bound: WeakKeyDictionary[Program, _Bound] = WeakKeyDictionary()
+        self._bound: dict[Program, _Bound] = {}
         self._passes: dict[tuple[int, ...], tuple[Plan, Step]] = {}
         """Bound passes by plan and addresses; the plan is kept so that its id stays its own."""
 
@@ -72,8 +71,8 @@ class Device:
         Caches that other programs have allocated with as many slots are shared and keep their
         content; a different number of slots makes new ones.
         """
-        self._loader.allocate_caches(program, slots)
-        self._bound.clear()
+        if self._loader.allocate_caches(program, slots):
+            self._bound.clear()
 
     def cache(self, layer: int) -> Array:
         """u8[slots, slot bytes]: the KV cache of a layer, writable. Raises: SIM022."""

@@ -25,14 +25,20 @@ class Loader:
             if parameter.source is None:
                 parameter.source = source
 
-    def allocate_caches(self, program: Program, slots: int) -> None:
-        """Make the KV caches of the program's layers; those that exist with as many slots stay."""
+    def allocate_caches(self, program: Program, slots: int) -> bool:
+        """Make the KV caches of the program's layers; those that exist with as many slots stay.
+
+        Returns whether any is new.
+        """
+        new = False
         for io in program.caches:
             size = io.slot_bytes * slots
             known = self._caches.get(io.layer)
             if known is None or known[0] != io or known[1].size != size:
                 cache = Buffer(f"cache of layer {io.layer}", size, writable=True, tracked=False)
                 self._caches[io.layer] = io, cache
+                new = True
+        return new
 
     def cache(self, layer: int) -> tuple[CacheIo, Buffer]:
         """The KV cache of a layer. Raises: SIM022."""

@@ -63,10 +63,15 @@ def test_any_options_survive(
         ("canonicalise", "PAS001", "did you mean `canonicalize`?"),
         ("outline", "PAS001", "did you mean `outline-blocks`?"),
         ("x", "PAS001", "use one of these names"),
-        ("prune-logits{row=1}", "PAS002", "prune-logits{rows=<"),
-        ("prune-logits{rows=2}", "PAS002", "rows=<"),
-        ("specialize-bucket", "PAS002", "kind=<"),
-        ("specialize-bucket{kind=train batch=1 length=1}", "PAS002", "kind=<"),
+        ("prune-logits{row=1}", "PAS002", "`prune-logits{rows=0|1|all}`"),
+        ("prune-logits{rows=2}", "PAS002", "rows=0|1|all"),
+        ("specialize-bucket", "PAS002", "{kind=prefill|decode batch=<int> length=<int>}"),
+        (
+            "specialize-bucket{kind=train batch=1 length=1}",
+            "PAS002",
+            "{kind=prefill|decode batch=<int> length=<int>}",
+        ),
+        ("specialize-bucket{kind=decode batch=x length}", "PAS002", "batch=<int>"),
         ("cse{opt=1}", "PAS002", "write `cse` alone"),
         ("specialize-bucket{kind=decode batch=0 length=1}", "PAS008", "set batch to 1 or more"),
         ("specialize-bucket{kind=decode batch=1 length=-3}", "PAS008", "set length to 1 or more"),
@@ -82,6 +87,15 @@ def test_mistakes_are_named(passes: str, code: str, shown: str) -> None:
     assert caught.value.code == code
     assert shown in caught.value.next_step
     assert caught.value.exit_code == 2
+
+
+def test_every_wrong_option_is_named() -> None:
+    with pytest.raises(CompileError) as caught:
+        parse_passes("specialize-bucket{batch=x length size=1}")
+    assert caught.value.cause == (
+        "it has no option size; option kind is missing; batch cannot be x; "
+        "length cannot be without a value"
+    )
 
 
 def test_registry_names_are_the_names_of_the_passes() -> None:
