@@ -1136,6 +1136,40 @@ def unwritten_output(name: str, example: str) -> SimulationFault:
     )
 
 
+def too_much_work(at: str, what: str, amount: int, limit: int) -> SimulationFault:
+    """SIM018: a command, or a program, would compute without end."""
+    return SimulationFault(
+        "SIM018",
+        f"{what} takes {amount:.3g} steps, the limit is {limit:.3g}",
+        at=at,
+        cause="its loops multiply to an unreasonable amount of work",
+        next_step="build the artifact again; the file is damaged or was written by another tool",
+    )
+
+
+def too_much_memory(needed_bytes: int, limit_bytes: int) -> SimulationFault:
+    """SIM019: a program's buffers do not fit into the host's memory."""
+    return SimulationFault(
+        "SIM019",
+        f"the program's buffers take {needed_bytes / 2**30:.1f} GiB, "
+        f"the limit is {limit_bytes / 2**30:.1f} GiB",
+        at="Device.execute",
+        cause="KV caches, tables, inputs, outputs and scratch are held in the host's memory",
+        next_step="use fewer KV-cache slots or smaller buckets, or time the program instead",
+    )
+
+
+def layout_does_not_fit(region: str, cause: str) -> SimulationFault:
+    """SIM024: a region's layout contradicts itself or its tensor."""
+    return SimulationFault(
+        "SIM024",
+        f"the layout of the region `{region}` cannot be applied",
+        at=region,
+        cause=cause,
+        next_step="build the artifact again; the file is damaged or was written by another tool",
+    )
+
+
 # --- artifact ---
 
 
@@ -1393,4 +1427,15 @@ def chat_impossible(artifact: str, reason: str) -> FuriosaLLMError:
         at=artifact,
         cause=reason,
         next_step="use a model with a chat template, or write the prompt yourself",
+    )
+
+
+def no_logits(bucket: str) -> FuriosaLLMError:
+    """RUN014: a binary computes no logits, so there is no next token."""
+    return FuriosaLLMError(
+        "RUN014",
+        f"the binary of bucket {bucket} gives no logits",
+        at=f"bucket {bucket}",
+        cause="it has no output called `logits`, from which the next token is chosen",
+        next_step="build the artifact again",
     )

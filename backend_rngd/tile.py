@@ -258,6 +258,10 @@ def _reason(op: Operation) -> str | None:
             | func.ReturnOp()
         ):
             return None
+        case nn.ConstantOp():
+            return None if _is_scalar(op.y) else "only scalar constants have a place"
+        case nn.BinaryOp() if _is_scalar(op.b):
+            return None if op.name in elementwise.SCALAR else "no kernel takes a scalar here"
         case _ if op.name in elementwise.BINARY:
             same = shape_of(op.operands[0]) == shape_of(op.operands[1])
             return None if same else "operands of different shape"
@@ -265,6 +269,11 @@ def _reason(op: Operation) -> str | None:
             return None
         case _:
             return "the backend has no kernel for it"
+
+
+def _is_scalar(value: SSAValue) -> bool:
+    """Whether a value is a constant of one element."""
+    return isinstance(value.owner, nn.ConstantOp) and value.owner.to_numpy().size == 1
 
 
 def _is_parameter(value: SSAValue) -> bool:
@@ -393,8 +402,8 @@ class _ChunkLowering:
             case nn.RopeOp():
                 self.values[op.y] = self._rope(op)
             case nn.ScaleOp():
-                factor = op.factor.value.data
-                self.values[op.y] = elementwise.scale(self.emit, self._of(op.x), factor, "scale")
+                x, factor = self._of(op.x), op.factor.value.data
+                self.values[op.y] = elementwise.with_scalar(self.emit, "nn.mul", x, factor, "scale")
             case paged.WriteOp():
                 self._write(op)
             case paged.AttentionOp():
@@ -403,10 +412,14 @@ class _ChunkLowering:
                 self.values[op.y] = self._last_token(op)
             case nn.ReshapeOp() | nn.TransposeOp() | nn.CastOp():
                 self.values[op.y] = self._of(op.x)
-            case nn.SliceOp():
-                pass  # part of a parameter: named where it is used
+            case nn.SliceOp() | nn.ConstantOp():
+                pass  # part of a parameter, or a scalar: named where it is used
             case func.ReturnOp():
                 self._return(op)
+            case nn.BinaryOp() if _is_scalar(op.b):
+                assert isinstance(op.b.owner, nn.ConstantOp)
+                x, scalar = self._of(op.a), float(op.b.owner.to_numpy().reshape(()))
+                self.values[op.y] = elementwise.with_scalar(self.emit, op.name, x, scalar, "scale")
             case nn.BinaryOp():
                 x, y = self._of(op.a), self._of(op.b)
                 label = op.name.removeprefix("nn.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import errors
 from ..artifact.reader import Artifact
 from ..models.config_types import Bucket
 from ..runtime_sim.device import Device
@@ -39,13 +40,17 @@ class SimulatedDevice:
         return self._slots
 
     def run(self, bucket: Bucket, inputs: Inputs) -> NDArray[np.float32]:
-        """Raises: ART007, VEDxxx, SIMxxx, CKPxxx."""
+        """Raises: ART007, RUN014, VEDxxx, SIMxxx, CKPxxx."""
         program = self._artifact.program(bucket)
         if bucket not in self._loaded:
             self._device.load(program, self._source)
             self._device.allocate_caches(program, self._slots)
             self._loaded.add(bucket)
-        outputs = self._device.execute(program, {io.name: inputs[io.name] for io in program.inputs})
+        known = {io.name for io in program.inputs}
+        taken = {name: array for name, array in inputs.items() if name in known}
+        outputs = self._device.execute(program, taken)
+        if LOGITS not in outputs:
+            raise errors.no_logits(bucket.name)
         return outputs[LOGITS].astype(np.float32, copy=False)
 
     def cycles(self, bucket: Bucket) -> int:

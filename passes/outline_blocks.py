@@ -84,7 +84,8 @@ def _split(function: FuncOp, base: str) -> list[Part]:
     ops = [op for op in function.body.block.ops if not isinstance(op, ReturnOp)]
     ops = [op for op in ops if not _is_source(op)]
     prefix_of = {op: _block_prefix(op, base) for op in ops}
-    blocks = list(dict.fromkeys(prefix for prefix in prefix_of.values() if prefix is not None))
+    blocks = dict.fromkeys(prefix for prefix in prefix_of.values() if prefix is not None)
+    rank = {prefix: index for index, prefix in enumerate(blocks, start=1)}
     needed = _needed_by_blocks(ops, prefix_of)
     parts = [Part(name=PROLOGUE), *(Part(prefix) for prefix in blocks), Part(name=EPILOGUE)]
     part_of: dict[SSAValue, int] = {}
@@ -92,7 +93,7 @@ def _split(function: FuncOp, base: str) -> list[Part]:
         earliest = max((part_of.get(operand, 0) for operand in op.operands), default=0)
         prefix = prefix_of[op]
         if prefix is not None:
-            index = 1 + blocks.index(prefix)
+            index = rank[prefix]
         else:
             index = earliest if op in needed else len(parts) - 1
         if index < earliest:

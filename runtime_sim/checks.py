@@ -20,6 +20,7 @@ from ..backend_rngd.isa.plan import (
     ExecPlan,
     Footprint,
     Memory,
+    Plan,
     capacity_bytes,
 )
 from ..backend_rngd.isa.rules import DM_BYTES
@@ -27,13 +28,19 @@ from .axes import element_bytes
 from .hbm import Region
 
 Where = Callable[[], str]
+MAX_STREAM = 1 << 29
+"""Elements that one pass may stream: they are all held at once."""
+MAX_WORK = 1 << 34
+"""Products, elements or bytes of one command."""
 DM_WRITE_BYTES = 8
 """Alignment of what the DMA engine writes to data memory."""
 
 
 def check_exec(plan: ExecPlan, resolved: Sequence[int], slices: int, where: Where) -> None:
-    """Raises: SIM010, SIM011, SIM015, SIM017."""
+    """Raises: SIM010, SIM011, SIM015, SIM017, SIM018."""
     c = plan.command
+    _check_work(plan.slices * plan.steps * c.stream.elements, MAX_STREAM, where)
+    _check_work(work_of(plan), MAX_WORK, where)
     if plan.slices > slices:
         raise errors.no_such_slice(where(), f"the pass works in {plan.slices} slices", slices)
     _check_dtypes(c, where)
@@ -53,6 +60,19 @@ def check_exec(plan: ExecPlan, resolved: Sequence[int], slices: int, where: Wher
             unit = element_bytes(port.dtype)
         _check_unit(address, unit, what, where)
     _check_vrf_strides(c, where)
+
+
+def work_of(plan: Plan) -> int:
+    """What a command computes: products, elements or bytes."""
+    if isinstance(plan, DmaPlan):
+        return plan.bytes
+    c = plan.command
+    return plan.slices * plan.steps * c.stream.elements * c.commit.lanes
+
+
+def _check_work(amount: int, limit: int, where: Where) -> None:
+    if amount > limit:
+        raise errors.too_much_work(where(), "the command", amount, limit)
 
 
 def _check_dtypes(c: Exec, where: Where) -> None:
@@ -93,9 +113,10 @@ def check_dma(
     slices: int,
     where: Where,
 ) -> None:
-    """Raises: SIM010, SIM011, SIM014, SIM015, SIM017."""
+    """Raises: SIM010, SIM011, SIM014, SIM015, SIM017, SIM018."""
     plan = issued.plan
     assert isinstance(plan, DmaPlan)
+    _check_work(work_of(plan), MAX_WORK, where)
     c = plan.command
     source, destination, *index = plan.footprints
     _check_side(c.source, source, resolved[0], regions, slices, where)

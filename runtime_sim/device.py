@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import errors
 from ..backend_rngd.isa.container import Call, Program
-from ..backend_rngd.isa.expand import Issued, expand_call, module_path
+from ..backend_rngd.isa.expand import Issued, expand_block, expand_call, module_path
 from ..backend_rngd.isa.ordering import check_order, summary
 from ..backend_rngd.isa.plan import ExecPlan, Plan
 from ..backend_rngd.isa.rules import SLICES_PER_PE
-from .checks import check_dma, check_exec
+from .checks import check_dma, check_exec, work_of
 from .dma_values import bind_dma
 from .exec_values import Step, bind_exec
 from .hbm import Region, TensorSource
@@ -33,6 +34,10 @@ from .tensor_io import check_inputs, element_view
 from .weights import WeightCache
 
 Array = np.ndarray
+MAX_PROGRAM_WORK = 1 << 44
+"""Products of a run: minutes, and enough for the prefill of a model with 8 billion parameters."""
+LEAST_WORK = 1 << 22
+"""What a command counts for at least."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,9 @@ class Device:
     def execute(self, program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run `program` once: name -> array for its outputs, in their shapes.
 
-        Raises: SIM020 (inputs), SIM022 (not loaded), SIM001 to SIM007, SIM010 to SIM017 and
-        SIM023 (the program breaks a rule), SIM013 (an input is out of range), SIM021 (a tensor
-        does not fit).
+        Raises: SIM020 (inputs), SIM022 (not loaded), SIM001 to SIM007, SIM010 to SIM018,
+        SIM023 and SIM024 (the program breaks a rule), SIM013 (an input is out of range), SIM019
+        (the host's memory), SIM021 (a tensor does not fit).
         """
         check_inputs(program.inputs, inputs)
         bound = self._bound.get(program)
@@ -101,6 +106,7 @@ class Device:
     def _bind(self, program: Program) -> _Bound:
         check_order(program)
         regions = self._loader.regions(program)
+        _check_program_work(program)
         steps = tuple(
             step for call in program.calls for step in self._bind_call(program, call, regions)
         )
@@ -146,6 +152,17 @@ class Device:
             return self._passes[key][1]
         check_dma(issued, resolved, regions, memory.slices, where)
         return bind_dma(plan, resolved, regions, memory, self._weights, where)
+
+
+def _check_program_work(program: Program) -> None:
+    """Raises: SIM018."""
+    work_of_block = {
+        i: sum(max(work_of(issued.plan), LEAST_WORK) for issued in expand_block(program, block))
+        for i, block in enumerate(program.blocks)
+    }
+    work = sum(work_of_block[call.block] for call in program.calls)
+    if work > MAX_PROGRAM_WORK:
+        raise errors.too_much_work(program.bucket, "the program", work, MAX_PROGRAM_WORK)
 
 
 def place(program: Program, call: Call, issued: Issued) -> str:

@@ -292,7 +292,8 @@ class _RowTable:
         assert c.index is not None
         self._c, self._end, self._where = c, end, where
         self._scale = c.index.scale
-        self._inside = inside
+        self._walked, self._inside = walked, inside
+        self._low = sum(min(0, (c.n[i] - 1) * end.strides[i]) for i in walked)
         self._offsets = self._row_loop_offsets(walked)
         loops = [(c.n[i] - 1) * end.strides[i] for i in range(len(c.n))]
         last = end.start + sum(max(0, v) for v in loops) + c.run
@@ -300,10 +301,13 @@ class _RowTable:
         self._rows = min(fitting, c.index.bound or fitting)
 
     def _row_loop_offsets(self, walked: Sequence[int]) -> Array | None:
-        """Bytes that the row loops add by themselves, shape [*row loops]; usually none."""
+        """Bytes that the row loops add by themselves, shape [*row loops]; usually none.
+
+        They count from the lowest one, `_low` bytes from the base.
+        """
         if not any(self._end.strides[i] for i in walked):
             return None
-        total = np.zeros((), np.int64)
+        total = np.array(-self._low, np.int64)
         for i in walked:
             step = np.arange(self._c.n[i], dtype=np.int64) * self._end.strides[i]
             total = total[..., None] + step
@@ -319,24 +323,22 @@ class _RowTable:
         return rows
 
     def _table(self, width: int) -> tuple[Array, int]:
-        """[units, *inside, run / width] where unit u starts u·unit_bytes after the base."""
-        unit = self._scale
-        if self._offsets is not None:
-            unit = math.gcd(unit, *(abs(v) for v in self._end.strides if v))
-        unit = unit or width
-        extent = sum(
-            (self._c.n[i] - 1) * self._end.strides[i]
-            for i in self._inside
-            if self._end.strides[i] > 0
-        )
+        """[units, *inside, run / width], unit bytes: unit u starts u units after the lowest row."""
+        unit = math.gcd(self._scale, *(self._end.strides[i] for i in self._walked)) or width
+        loops = [(self._c.n[i], self._end.strides[i]) for i in self._inside]
+        extent = sum(max(0, (n - 1) * stride) for n, stride in loops) + self._c.run
         buffer = self._end.buffer()
-        units = (buffer.size - self._end.start - extent - self._c.run) // unit + 1
+        start = self._end.start + self._low
         view = np.ndarray(
-            (units, *(self._c.n[i] for i in self._inside), self._c.run // width),
+            (
+                (buffer.size - start - extent) // unit + 1,
+                *(n for n, _ in loops),
+                self._c.run // width,
+            ),
             np.dtype(f"u{width}"),
             buffer,
-            self._end.start,
-            (unit, *(self._end.strides[i] for i in self._inside), width),
+            start,
+            (unit, *(stride for _, stride in loops), width),
         )
         return view, unit
 

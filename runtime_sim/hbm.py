@@ -74,8 +74,7 @@ class DerivedTable(Region):
 
     def content(self) -> Array:
         if self._bytes is None:
-            self._bytes = _as_bytes(self._derived.derive())
-            assert self._bytes.size == self.size, self.name
+            self._bytes = _laid_out(self.name, self.size, self._derived.derive)
         return self._bytes
 
 
@@ -97,8 +96,9 @@ class Parameter(Region):
     def content(self) -> Array:
         placed = self._room.get(self.number)
         if placed is None:
-            placed = _as_bytes(self.relocation.layout.place(self._tensor()))
-            assert placed.size == self.size, self.name
+            tensor = self._tensor()
+            place = self.relocation.layout.place
+            placed = _laid_out(self.name, self.size, lambda: place(tensor))
             self._room.put(self.number, placed)
         return placed
 
@@ -160,6 +160,18 @@ def _as_bf16(tensor: Array, name: str) -> Array:
         wide = np.ascontiguousarray(tensor, np.float32)
         return numerics.f32_to_bf16(wide).view(ml_dtypes.bfloat16)
     raise errors.parameter_mismatch(name, f"dtype {tensor.dtype}, the program expects bfloat16")
+
+
+def _laid_out(name: str, size: int, make: Callable[[], Array]) -> Array:
+    """What `make` gives as bytes. Raises: SIM024 if the layout's numbers contradict each other."""
+    try:
+        content = _as_bytes(make())
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise errors.layout_does_not_fit(name, str(error)) from None
+    if content.size != size:
+        cause = f"it gives {content.size} bytes and announces {size}"
+        raise errors.layout_does_not_fit(name, cause)
+    return content
 
 
 def _as_bytes(array: Array) -> Array:

@@ -6,6 +6,7 @@ from .. import errors
 from ..backend_rngd.isa.container import CacheIo, Program, Relocation
 from ..backend_rngd.isa.container import Region as RegionTable
 from ..backend_rngd.isa.layout import Derived
+from .budget import default_budget_bytes
 from .hbm import Buffer, DerivedTable, Parameter, PlacedRoom, Region, TensorSource
 
 
@@ -51,9 +52,14 @@ class Loader:
     def regions(self, program: Program) -> tuple[Region, ...]:
         """The program's regions in order; its inputs, outputs and scratch are its own.
 
-        Raises: SIM022 if a parameter has no source or a layer has no cache.
+        Raises: SIM019 if they are too large, SIM022 if a parameter has no source or a layer has
+        no cache.
         """
-        return tuple(self._region(table) for table in program.regions)
+        regions = tuple(self._region(table) for table in program.regions)
+        needed = sum(region.size for region in regions if not isinstance(region, Parameter))
+        if needed > (limit := default_budget_bytes()):
+            raise errors.too_much_memory(needed, limit)
+        return regions
 
     def _region(self, table: RegionTable) -> Region:
         if table.parameter is not None:

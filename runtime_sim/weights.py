@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
+from .budget import default_budget_bytes
 from .contraction import Groups, StreamOperand, trimmed_operand
 from .memory import Tile
 from .stream import StreamReader
 
 Array = np.ndarray
-
-
-def default_budget_bytes() -> int:
-    """Half of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 class WeightCache:

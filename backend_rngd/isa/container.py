@@ -357,6 +357,8 @@ def _check_references(name: str, program: Program) -> None:
             raise errors.bad_header(name, f"regions.{i}", "a region has exactly one content")
         if region.parameter is not None:
             _check_relocation(name, f"regions.{i}.parameter", region.parameter)
+        for io in filter(None, (region.input, region.output)):
+            _check_io(name, f"regions.{i}", io)
     for i, block in enumerate(header.blocks):
         if block.first + block.count > n:
             raise errors.bad_header(name, f"blocks.{i}", f"the issue list has {n} entries")
@@ -380,6 +382,17 @@ def _check_relocation(name: str, where: str, relocation: Relocation) -> None:
         not b < e <= n for n, b, e in zip(shape, begin, end, strict=False)
     ):
         raise errors.bad_header(name, where, "the bounds do not lie inside the tensor's shape")
+    extents = tuple(e - b for b, e in zip(begin, end, strict=True))
+    if extents != relocation.layout.tensor_shape:
+        raise errors.bad_header(name, where, "the layout is for another shape than the bounds")
+
+
+def _check_io(name: str, where: str, io: TensorIo) -> None:
+    element_bytes = io_dtype(io).bytes_for(1)
+    if not io.shape or io.element_bytes < element_bytes:
+        raise errors.bad_header(name, where, f"an element of {io.dtype} has {element_bytes} bytes")
+    if (io.shape[-1] - 1) * io.element_bytes + element_bytes > io.row_bytes:
+        raise errors.bad_header(name, where, "a row is shorter than its elements")
 
 
 def io_dtype(io: TensorIo) -> DType:

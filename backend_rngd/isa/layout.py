@@ -109,6 +109,11 @@ class RowsLayout(Table):
     k_padded: Size
 
     @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of what `place` takes."""
+        return self.out.features, self.into.features
+
+    @property
     def bytes(self) -> int:
         return SLICES_PER_PE * self.per_slice * self.k_padded * 2
 
@@ -127,6 +132,11 @@ class VectorLayout(Table):
     order: FeatureOrder
     per_slice: Size
     repeat: bool = False
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of what `place` takes."""
+        return (self.order.head_dim if self.repeat else self.order.features,)
 
     @property
     def bytes(self) -> int:
@@ -148,6 +158,11 @@ class RowTableLayout(Table):
     order: FeatureOrder
     per_slice: Size
     rows: Size
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of what `place` takes."""
+        return self.rows, self.order.features
 
     @property
     def bytes(self) -> int:

@@ -283,12 +283,12 @@ def _commit(c: Exec) -> Iterator[tuple[str, str]]:
             yield "commit-cast", f"no cast from {result.name} to {c.commit_port.dtype.name}"
     if c.contraction is not None and o.lanes > c.contraction.lanes:
         yield "commit-lanes", f"{o.lanes} lanes committed of {c.contraction.lanes}"
-    if o.sink != Sink.DM:
-        yield from _injective(_store_axes(c), c.commit_port.dtype.bytes_for(o.columns))
-        return
     transposed = o.transpose_rows > 0
     if transposed != (o.transpose_columns > 0):
         yield "transposer", "the transposer has rows and columns, or is bypassed"
+    if o.sink != Sink.DM:
+        yield from _injective(_store_axes(c), c.commit_port.dtype.bytes_for(o.columns))
+        return
     if o.transpose_rows > TRANSPOSER_ROWS[c.commit_port.dtype.bits] or o.transpose_columns > 32:
         yield "transposer", f"{o.transpose_rows} x {o.transpose_columns} does not fit"
     axes = _commit_axes(c)

@@ -53,9 +53,17 @@ def unary(emit: Emitter, op: str, x: Activation, label: str) -> Activation:
     return _pass(emit, x, None, UNARY[op], label)
 
 
-def scale(emit: Emitter, x: Activation, factor: float, label: str) -> Activation:
-    """x · factor in f32, rounded once to x's type."""
-    return _pass(emit, x, None, (VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0),), label, factor)
+SCALAR: Mapping[str, VectorOp] = MappingProxyType(
+    {
+        "nn.mul": VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0),
+        "nn.div": VectorOp(Alu.FP_DIV, Op.DIV, y=Source.IMM0),
+    }
+)
+
+
+def with_scalar(emit: Emitter, op: str, x: Activation, scalar: float, label: str) -> Activation:
+    """x op scalar in f32, rounded once to x's type."""
+    return _pass(emit, x, None, (SCALAR[op],), label, scalar)
 
 
 def _pass(
@@ -64,7 +72,7 @@ def _pass(
     other: Ref | None,
     ops: tuple[VectorOp, ...],
     label: str,
-    factor: float = 0.0,
+    scalar: float = 0.0,
 ) -> Activation:
     out = emit.activation(x.order, x.tokens, label, x.dtype)
     step = x.dtype.bytes_for(RUN)
@@ -84,7 +92,7 @@ def _pass(
         b=other,
         dtype=x.dtype,
         out=out.ref,
-        vector=Vector(ops, imm=(bits(factor), 0, 0)),
+        vector=Vector(ops, imm=(bits(scalar), 0, 0)),
         commit=Commit(columns=RUN, column_stride=step // RUN),
     )
     return out

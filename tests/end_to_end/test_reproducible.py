@@ -1,42 +1,67 @@
-"""The same model gives the same bytes, and every step of the compiler can be repeated by hand."""
+"""The same inputs give the same bytes, and every dumped IR file leads to the next."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import subprocess
-import sysconfig
-from itertools import pairwise
+import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from model_zoo import make_model
 
-from furiosa_llm.cli.main import main
+from furiosa_llm import ArtifactBuilder
+from furiosa_llm.backend_rngd.pipeline import DIALECTS, PASSES
+from furiosa_llm.passes.dump import split_header
+from furiosa_llm.passes.opt_tool import run_opt
 
-SCRIPT = Path(sysconfig.get_path("scripts")) / "furiosa-llm"
-
-
-def test_hash_seed_and_directory_do_not_show(model: Path, artifact: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "elsewhere" / "renamed"
-    shutil.copytree(model, moved)
-    arguments = ["-pb", "1,16", "-db", "1,32", "-db", "4,32"]
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    command = [SCRIPT, "build", "renamed", "out", *arguments]
-    subprocess.run(command, check=True, cwd=moved.parent, env=environment, capture_output=True)
-    binaries = sorted(path.name for path in artifact.glob("*.vedf"))
-    assert len(binaries) == 3
-    for name in [*binaries, "params-00001-of-00001.safetensors"]:
-        assert (moved.parent / "out" / name).read_bytes() == (artifact / name).read_bytes(), name
+BUILD = """
+import sys
+from furiosa_llm import ArtifactBuilder
+ArtifactBuilder(sys.argv[1], "m", prefill_buckets=[(1, 16)], decode_buckets=[(2, 32)]).build("out")
+"""
 
 
-@pytest.mark.parametrize("folder", [".", "prefill-1-16", "decode-1-32", "decode-4-32"])
-def test_each_dump_gives_the_next_one(artifact: Path, dumped_ir: Path, folder: str) -> None:
-    files = sorted((dumped_ir / folder).glob("*.mlir"))
-    assert len(files) > 3
-    for before, after in pairwise(files):
-        made_by, options = (line.partition(": ")[2] for line in after.read_text().splitlines()[:2])
-        passes = made_by + (options if options != "{}" else "")
-        result = CliRunner().invoke(main, ["opt", str(before), "--passes", passes])
-        assert result.exit_code == 0, result.output
-        assert result.stdout == after.read_text(), f"{before.name} -> {after.name}"
+def first_item(passes: str) -> str:
+    """The first pass of `a{x=1,2},b`, commas in braces aside."""
+    depth = 0
+    for i, character in enumerate(passes):
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            return passes[:i]
+    return passes
+
+
+@pytest.mark.parametrize("kind", ["llama3_rope", "qwen3"])
+def test_each_dump_leads_to_the_next(kind: str, tmp_path: Path) -> None:
+    model = make_model(kind, tmp_path / "model")
+    builder = ArtifactBuilder(model, prefill_buckets=[(1, 16)], decode_buckets=[(2, 32)])
+    dumps = tmp_path / "dumps"
+    builder.build(tmp_path / "artifact", dump_ir=dumps)
+    folders = [dumps, dumps / "prefill-1-16", dumps / "decode-2-32"]
+    for folder in folders:
+        files = sorted(folder.glob("*.mlir"))
+        assert len(files) >= 5
+        for before, after in zip(files, files[1:], strict=False):
+            text = before.read_text()
+            header = split_header(text)
+            assert header is not None
+            (_, _, following), _ = header
+            made = run_opt(text, first_item(following), registry=PASSES, extra_dialects=DIALECTS)
+            assert made == after.read_text(), (before, after)
+
+
+def test_hash_seed_and_directory_do_not_change_a_byte(tmp_path: Path) -> None:
+    model = make_model("llama", tmp_path / "model")
+    digests = []
+    for seed in ("1", "2"):
+        directory = tmp_path / f"place{seed}"
+        directory.mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", BUILD, str(model)]
+        subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True)
+        files = sorted((directory / "out").iterdir())
+        assert {"prefill-1-16.vedf", "decode-2-32.vedf"} <= {file.name for file in files}
+        digests.append({f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+    assert digests[0] == digests[1]

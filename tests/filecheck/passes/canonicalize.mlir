@@ -113,7 +113,7 @@
 %2 = nn.cast %1 : tensor<1x2x1xbf16> -> tensor<1x2x1xf32>
 %3 = nn.slice %2 dim 1 from 1 to 2 : tensor<1x2x1xf32> -> tensor<1x1x1xf32>
 "test.op"(%2, %3) : (tensor<1x2x1xf32>, tensor<1x1x1xf32>) -> ()
-// CHECK-LABEL: builtin.module
+// CHECK:       builtin.module
 // CHECK-NEXT:  [[ALL:%.*]] = nn.constant dense<{{.*}}> : tensor<1x2x1xf32>
 // CHECK-NEXT:  [[HALF:%.*]] = nn.constant dense<5.000000e-01> : tensor<1x1x1xf32>
 // CHECK-NEXT:  "test.op"([[ALL]], [[HALF]])

@@ -58,7 +58,7 @@ func.func @other(%x: tensor<4xf32>) {
   %0 = nn.neg %x : tensor<4xf32>
   func.return
 }
-// CHECK-LABEL: func.func @forward
+// CHECK:       func.func @forward
 // CHECK-COUNT-2: "test.op"(%x)
 // CHECK-NEXT:  nn.neg
 // CHECK:       func.func @other

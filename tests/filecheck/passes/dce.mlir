@@ -29,7 +29,7 @@ func.func private @dead() -> tensor<4xf32> {
 func.func @public() {
   func.return
 }
-// CHECK-LABEL: builtin.module
+// CHECK:       builtin.module
 // CHECK-NEXT:  nn.parameter @read :
 // CHECK-NEXT:  func.func @forward
 // CHECK-NEXT:    nn.get_parameter @read :
@@ -53,7 +53,7 @@ func.func private @effect(%x: tensor<4xf32>) -> tensor<4xf32> {
   %0 = "test.op"(%x) : (tensor<4xf32>) -> tensor<4xf32>
   func.return %0 : tensor<4xf32>
 }
-// CHECK-LABEL: builtin.module
+// CHECK:       builtin.module
 // CHECK-NEXT:  func.func @forward(%x: {{.*}}, %unused: {{.*}}) {
 // CHECK-NEXT:    func.call @effect
 // CHECK-NEXT:    func.return

@@ -1,0 +1,79 @@
+"""`SimulatedDevice` around a simulator that is replaced here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from small_artifact import BUCKETS, write_artifact
+
+from furiosa_llm.artifact.reader import Artifact, read_artifact
+from furiosa_llm.errors import FuriosaLLMError
+from furiosa_llm.llm import device as device_module
+from furiosa_llm.llm.device import SimulatedDevice
+
+INPUTS: Any = {"input_ids": np.zeros((1, 1), np.int32)}
+
+
+class Simulator:
+    """Records what it is told, and gives `outputs`."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self.outputs: dict[str, Any] = {"logits": np.zeros((1, 1, 8), np.float32)}
+
+    def load(self, program: Any, source: Any) -> None:
+        self.told.append(("load", program.bucket))
+
+    def allocate_caches(self, program: Any, slots: int) -> None:
+        self.told.append(("caches", slots))
+
+    def execute(self, program: Any, inputs: Any) -> dict[str, Any]:
+        self.told.append(("execute", sorted(inputs)))
+        return self.outputs
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> Simulator:
+    simulator = Simulator()
+    monkeypatch.setattr(device_module, "Device", lambda: simulator)
+    return simulator
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    def timing(self: Artifact, bucket: Any, machine: str = "book") -> Any:
+        return SimpleNamespace(cycles=1000 * bucket.batch_size, time_us=0.5 * bucket.batch_size)
+
+    monkeypatch.setattr(Artifact, "timing", timing)
+    return read_artifact(write_artifact(tmp_path / "a"))
+
+
+def test_a_binary_is_loaded_once(simulator: Simulator, artifact: Artifact) -> None:
+    device = SimulatedDevice(artifact, artifact.parameters(), 10, None)
+    for _ in range(2):
+        assert device.run(BUCKETS[1], INPUTS).shape == (1, 1, 8)
+    assert simulator.told == [
+        ("load", "decode:1,32"),
+        ("caches", 10),
+        # The idle program has no inputs; it gets none that it does not know.
+        ("execute", []),
+        ("execute", []),
+    ]
+
+
+def test_a_binary_without_logits_is_a_coded_error(simulator: Simulator, artifact: Artifact) -> None:
+    simulator.outputs = {}
+    device = SimulatedDevice(artifact, artifact.parameters(), 10, None)
+    with pytest.raises(FuriosaLLMError, match="RUN014"):
+        device.run(BUCKETS[0], INPUTS)
+
+
+def test_times_are_those_of_the_binaries(simulator: Simulator, artifact: Artifact) -> None:
+    device = SimulatedDevice(artifact, artifact.parameters(), 10, "book")
+    assert [device.cycles(bucket) for bucket in BUCKETS] == [1000, 1000, 4000]
+    assert device.microseconds(3000) == pytest.approx(1.5)
+    assert device.slots == 10
