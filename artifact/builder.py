@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -70,11 +71,13 @@ class ArtifactBuilder:
         weights: WeightsMode = "copy",
         dump_ir: str | Path | None = None,
         progress: Progress = lambda _: None,
+        warn: Progress = warnings.warn,
     ) -> None:
         """Write the artifact to `save_dir`, which appears, or is replaced, only when it is whole.
 
         Weights are copied in the model's declared type, hard-linked, or left out. `dump_ir` names
-        a directory for the IR after every pass.
+        a directory for the IR after every pass. `warn` is told what the weights lose on their
+        way to bf16.
 
         Raises: ART002 to ART004, BLDxxx, and what the stages raise.
         """
@@ -89,7 +92,7 @@ class ArtifactBuilder:
         if weights != "skip":
             _check_weights(source, target, weights)
         with atomic.replacing_directory(target) as staging:
-            self._fill(staging, source, buckets, weights, dump_ir, progress)
+            self._fill(staging, source, buckets, weights, dump_ir, progress, warn)
 
     def _fill(
         self,
@@ -99,6 +102,7 @@ class ArtifactBuilder:
         weights: WeightsMode,
         dump_ir: str | Path | None,
         progress: Progress,
+        warn: Progress,
     ) -> None:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
@@ -109,6 +113,9 @@ class ArtifactBuilder:
             if weights == "skip"
             else bind_parameters(model.parameters, source.checkpoint, tied=source.tied)
         )
+
+        for kind, count in bound.conversions().items() if bound is not None else ():
+            warn(f"{count} tensors stored as {kind} are converted to bf16")
 
         binaries = []
         for bucket, data in model.binaries:

@@ -45,6 +45,10 @@ MODEL_OPTIONS = ("calculate_logit_only_for_last_token",)
 """Keys of --additional-model-config; all are booleans."""
 
 
+def _warn(message: str) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
 @click.command("build")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
@@ -123,7 +127,7 @@ def command(
         **model_options,
     )
     with progress() as report:
-        builder.build(output, weights=weights, dump_ir=dump_ir, progress=report)
+        builder.build(output, weights=weights, dump_ir=dump_ir, progress=report, warn=_warn)
     if as_json:
         click.echo(json.dumps(summarize_artifact(output), indent=2))
     else:

@@ -56,16 +56,14 @@ def pipeline_items(passes: Sequence[ModulePass]) -> tuple[str, ...]:
     return tuple(show_passes([one]) for one in passes)
 
 
-def split_header(text: str) -> tuple[tuple[str, str, str], str] | None:
-    """(pass, options, next) and the rest of the text; None if it has no header."""
-    lines = text.lstrip("\n").split("\n", 3)
+def read_header(text: str) -> tuple[str, str, str] | None:
+    """Pass, options and what comes next, as they are written; None if the text has no header."""
+    lines = text.lstrip("\n").split("\n", 3)[:3]
     marks = (_PASS, _OPTIONS, _NEXT)
-    if len(lines) < 4 or not all(map(str.startswith, lines, marks)):
+    if len(lines) < 3 or not all(map(str.startswith, lines, marks)):
         return None
-    made_by, options, following = (
-        line.removeprefix(mark).strip() for line, mark in zip(lines, marks, strict=False)
-    )
-    return (made_by, options, following), lines[3]
+    made_by, options, following = map(str.removeprefix, lines, marks)
+    return made_by.strip(), options.strip(), following.strip()
 
 
 @dataclass

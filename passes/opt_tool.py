@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from xdsl.ir import Dialect
@@ -9,12 +10,15 @@ from xdsl.passes import ModulePass
 
 from ..ir.text import LazyDialects, make_context, parse_module, print_module
 from ..ir.verification import verify_module
-from .dump import Header, pipeline_items, split_header
+from .dump import Header, pipeline_items, read_header
 from .pipeline import run_passes
 from .pipeline_text import parse_passes
 from .registry import PASSES, Registry
 
 SEPARATOR = "// -----"
+
+_ITEM = re.compile(r"[^,{\s]+(?:\{[^}]*\})?")
+"""One pass of a pipeline, with its options."""
 
 
 def _test_dialect() -> Dialect:
@@ -70,9 +74,17 @@ def _run(
 
 
 def _read_header(text: str, registry: Registry) -> Header | None:
-    found = split_header(text)
+    found = read_header(text)
     if found is None:
         return None
-    (made_by, options, following), _ = found
-    # Parsed and shown again, so that a pass is found however its options are written.
-    return Header(made_by, options, pipeline_items(parse_passes(following, registry)))
+    made_by, options, following = found
+    items = _ITEM.findall(following)
+    return Header(made_by, options, tuple(_normal_form(item, registry) for item in items))
+
+
+def _normal_form(item: str, registry: Registry) -> str:
+    """A pass as `show_passes` writes it, however its options are written; unknown ones stay."""
+    if item.partition("{")[0] not in registry:
+        return item
+    (text,) = pipeline_items(parse_passes(item, registry))
+    return text

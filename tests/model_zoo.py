@@ -50,10 +50,26 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Kind -> (prefix of the transformers classes, what differs from `BASE`)."""
 
+RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3": ("Phi3", {"pad_token_id": 0}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0, "num_hidden_layers": 4}),
+    "exaone4": ("Exaone4", {}),
+    "granite": (
+        "Granite",
+        {
+            "logits_scaling": 2.0,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.1,
+        },
+    ),
+}
+"""Families that are made of the same operators, in the same form as `KINDS`."""
+
 
 def make_config(kind: str, **overrides: Any) -> Any:
     """The transformers config of one tiny model; `overrides` are config fields."""
-    family, own = KINDS[kind]
+    family, own = {**KINDS, **RELATIVES}[kind]
     fields = {**BASE, **own, **overrides}
     config = getattr(transformers, f"{family}Config")(**fields)
     config.architectures = [f"{family}ForCausalLM"]

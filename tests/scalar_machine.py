@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -324,7 +325,7 @@ def fold(kind: Reduce, a: Value, b: Value) -> Value:
 
 def unit(op: VectorOp, x: Value, operands: Sequence[Value]) -> Value:
     """One unit on one element; integers are i32 patterns, floats f32."""
-    integer = {
+    integer: dict[Op, Callable[[int, int], int]] = {
         Op.AND: lambda a, b: a & b,
         Op.OR: lambda a, b: a | b,
         Op.XOR: lambda a, b: a ^ b,
@@ -351,7 +352,7 @@ def unit(op: VectorOp, x: Value, operands: Sequence[Value]) -> Value:
 def float_unit(op: Op, values: Sequence[float]) -> Value:
     """In f64 and rounded once, but for FMA, which rounds its product too."""
     x, y, z = (np.float64(v) for v in (*values, 0.0, 0.0)[:3])
-    one = {
+    one: dict[Op, Callable[[], Any]] = {
         Op.SQRT: lambda: np.sqrt(x),
         Op.TANH: lambda: np.tanh(x),
         Op.SIGMOID: lambda: 1.0 / (1.0 + np.exp(-x)),
@@ -403,10 +404,10 @@ def load(memory: np.ndarray, at: int, dtype: DType) -> Value:
     assert at >= 0, at
     raw = memory[at : at + dtype.bits // 8].tobytes()
     if dtype == DType.BF16:
-        value = struct.unpack("<f", b"\0\0" + raw)[0]
+        value = float(struct.unpack("<f", b"\0\0" + raw)[0])
         return value if abs(value) >= 2.0**-126 or value != value else math.copysign(0.0, value)
     if dtype == DType.F32:
-        return struct.unpack("<f", raw)[0]
+        return float(struct.unpack("<f", raw)[0])
     if dtype in (DType.F8E4M3, DType.F8E5M2):
         return float(np.frombuffer(raw, dtype.numpy)[0])
     return int.from_bytes(raw, "little", signed=True)

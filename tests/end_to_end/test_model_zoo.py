@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_zoo import KINDS, load_reference, make_model
+from model_zoo import KINDS, RELATIVES, load_reference, make_model
 from token_equality import EagerReference, rms
 
 from furiosa_llm import LLM, ArtifactBuilder, SamplingParams
@@ -31,7 +31,7 @@ def check_tokens(llm: LLM, reference: EagerReference) -> None:
         reference.tie(prompt, reference.greedy(prompt, NEW_TOKENS), found)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RELATIVES])
 def test_a_family_gives_the_tokens_of_eager(kind: str, tmp_path: Path) -> None:
     model = make_model(kind, tmp_path / "model", seed=1)
     check_tokens(build(model, tmp_path / "artifact"), EagerReference(load_reference(model)))

@@ -269,7 +269,7 @@ def test_order_goes_through_a_third_context() -> None:
 
 
 def test_waiting_for_an_earlier_load_does_not_cover_a_later_one() -> None:
-    commands = [
+    commands: list[Instruction] = [
         load(0, head(DMA, signals=[0])),
         load(4096),
         move(0, 8192, head(MAIN, [(0, 1)])),
@@ -283,7 +283,7 @@ def test_waiting_for_an_earlier_load_does_not_cover_a_later_one() -> None:
 
 def test_a_buffer_must_not_be_loaded_again_before_it_is_used() -> None:
     """Write after read, with a signal only in the other direction."""
-    commands = [
+    commands: list[Instruction] = [
         load(0, head(DMA, signals=[0])),
         move(0, 8192, head(MAIN, [(0, 1)])),
         load(0),
@@ -298,12 +298,15 @@ def test_a_buffer_must_not_be_loaded_again_before_it_is_used() -> None:
 
 def test_iterations_of_a_repeat_do_not_overlap() -> None:
     """The load of one iteration overwrites what the iteration before has read: that is over."""
-    body = [load(0, head(DMA, signals=[0])), move(0, 65536, head(MAIN, [(0, 1)]))]
+    body: list[Instruction] = [
+        load(0, head(DMA, signals=[0])),
+        move(0, 65536, head(MAIN, [(0, 1)])),
+    ]
     check_order(program(Control(4, 2, (Step(5, 512),)), *body, load(0)))
 
 
 def test_commands_of_one_iteration_need_an_order() -> None:
-    body = [load(0), move(0, 65536, head(MAIN))]
+    body: list[Instruction] = [load(0), move(0, 65536, head(MAIN))]
     with pytest.raises(errors.SimulationFault) as fault:
         check_order(program(Control(4, 2), *body))
     assert fault.value.code == "SIM007"
@@ -334,7 +337,7 @@ def test_a_signal_that_comes_later_in_program_order_ends_no_wait() -> None:
 
 
 def test_a_wait_takes_its_count() -> None:
-    two = [load(0, head(DMA, signals=[0])), load(1024, head(DMA, signals=[0]))]
+    two: list[Instruction] = [load(0, head(DMA, signals=[0])), load(1024, head(DMA, signals=[0]))]
     check_order(program(*two, move(0, 4096, head(MAIN, [(0, 2)]))))
     with pytest.raises(errors.SimulationFault) as fault:
         check_order(program(*two, move(0, 4096, head(MAIN, [(0, 3)]))))
@@ -348,7 +351,10 @@ def test_a_signal_that_nobody_takes_is_a_fault() -> None:
 
 
 def test_a_semaphore_belongs_to_one_pair_of_contexts() -> None:
-    both = [load(0, head(DMA, signals=[0])), move(4096, 8192, head(MAIN, (), [0]))]
+    both: list[Instruction] = [
+        load(0, head(DMA, signals=[0])),
+        move(4096, 8192, head(MAIN, (), [0])),
+    ]
     with pytest.raises(errors.SimulationFault) as fault:
         check_order(program(*both, move(16384, 32768, head(SUB, [(0, 2)]))))
     assert fault.value.code == "SIM004"
@@ -356,7 +362,7 @@ def test_a_semaphore_belongs_to_one_pair_of_contexts() -> None:
 
 
 def test_completed_before_counts_commands_of_each_context() -> None:
-    commands = [
+    commands: list[Instruction] = [
         load(0, head(DMA, signals=[0])),
         load(4096),
         move(0, 8192, head(MAIN, [(0, 1)])),

@@ -17,7 +17,7 @@ from furiosa_llm.errors import CompileError
 from furiosa_llm.ir import nn
 from furiosa_llm.ir.text import parse_module, print_module
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.passes.dump import split_header
+from furiosa_llm.passes.dump import read_header
 from furiosa_llm.passes.opt_tool import run_opt
 from furiosa_llm.passes.pipeline import (
     PassTiming,
@@ -37,9 +37,9 @@ def dumped(module: ModuleOp, passes: list[ModulePass], directory: Path) -> list[
 
 
 def header_of(path: Path) -> tuple[str, str, str]:
-    found = split_header(path.read_text())
+    found = read_header(path.read_text())
     assert found is not None
-    return found[0]
+    return found
 
 
 def first_pass(following: str) -> str:
@@ -142,6 +142,9 @@ def test_opt_keeps_the_header_up_to_date() -> None:
         "// options: {}",
         f"// next: {rest}",
     ]
+    # Passes that only another registry knows stay in the plan.
+    unknown = run_opt(text.replace("// next: dce", "// next: dce,tile{size=1,2}"), "dce")
+    assert unknown.splitlines()[2] == f"// next: tile{{size=1,2}},{rest}"
     assert run_opt("builtin.module {\n}\n", "dce") == "builtin.module {\n} loc(unknown)\n"
 
 

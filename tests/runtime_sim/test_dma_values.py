@@ -24,7 +24,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.plan import DmaPlan
 from furiosa_llm.runtime_sim.checks import check_dma
-from furiosa_llm.runtime_sim.dma_values import bind_dma
+from furiosa_llm.runtime_sim.dma_values import Step, bind_dma
 from furiosa_llm.runtime_sim.hbm import Buffer
 from furiosa_llm.runtime_sim.memory import ChipMemory
 from furiosa_llm.runtime_sim.weights import WeightCache
@@ -54,7 +54,7 @@ def make_memory(seed: int) -> ChipMemory:
     return memory
 
 
-def bind(command: Dma, regions: Sequence[Buffer], memory: ChipMemory):
+def bind(command: Dma, regions: Sequence[Buffer], memory: ChipMemory) -> Step:
     issued: Issued = expand_commands([command], "block")[0]
     resolved = [a.resolve([0] * 64) for a in issued.addresses]
     check_dma(issued, resolved, regions, SLICES, lambda: "here")

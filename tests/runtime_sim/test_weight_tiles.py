@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -45,9 +43,8 @@ TOKENS, RESULTS, WINDOW = 8192, 12288, 16384
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dma_values, "TILE_BYTES", 1024)
-    yield
 
 
 def make_parameters() -> list[Parameter]:
@@ -66,7 +63,7 @@ def make_parameters() -> list[Parameter]:
             layout=layout,
         )
         parameter = Parameter(number, relocation, room)
-        parameter.source = lambda name, values=values: values  # type: ignore[misc]
+        parameter.source = lambda name, values=values: values
         found.append(parameter)
     return found
 
