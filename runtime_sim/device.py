@@ -101,6 +101,7 @@ class Device:
         with np.errstate(all="ignore"):
             for step in bound.steps:
                 step()
+        self._loader.forget_placed()
         return {name: output.copy() for name, output in bound.outputs.items()}
 
     def _bind(self, program: Program) -> _Bound:

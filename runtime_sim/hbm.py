@@ -2,7 +2,7 @@
 
 Parameters are placed from the checkpoint on demand. Most are weights, which are decoded once
 and then never needed as bytes again, so only small ones are kept; the others go when room is
-needed and are placed again if someone asks. Equal relocations are one region for all programs.
+needed or when the run is over, and are placed again if someone asks.
 """
 
 from __future__ import annotations

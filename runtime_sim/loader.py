@@ -41,6 +41,10 @@ class Loader:
                 new = True
         return new
 
+    def forget_placed(self) -> None:
+        """Drop the bytes of large parameters, which are placed again if someone needs them."""
+        self._room.clear_large()
+
     def cache(self, layer: int) -> tuple[CacheIo, Buffer]:
         """The KV cache of a layer. Raises: SIM022."""
         if layer not in self._caches:

@@ -256,6 +256,8 @@ def _vector(c: Exec) -> Iterator[tuple[str, str]]:
         yield "slice-group", f"{v.slice_group} slices are no power of two inside the group"
     if (v.slice_reduce == Reduce.NONE) != (v.slice_group == 1):
         yield "slice-group", "an inter-slice reduction has a group, and only it"
+    if v.reduce_columns and v.reduce == Reduce.NONE:
+        yield "columns-need-reducer", "columns fold in a reducer that is not used"
     if c.stream.pair and v.reduce != Reduce.NONE:
         zip_stage = next((STAGE[op.alu] for op in v.ops if Source.ZIP in (op.y, op.z)), 9)
         if zip_stage > REDUCE_STAGE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_a_family_gives_the_tokens_of_eager(kind: str, tmp_path: Path) -> None:
     check_tokens(build(model, tmp_path / "artifact"), EagerReference(load_reference(model)))
 
 
-ODD = {
+ODD: dict[str, Any] = {
     "hidden_size": 84,
     "intermediate_size": 150,
     "num_attention_heads": 6,

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from model_zoo import make_model
 
 from furiosa_llm import ArtifactBuilder
 from furiosa_llm.backend_rngd.pipeline import DIALECTS, PASSES
-from furiosa_llm.passes.dump import split_header
+from furiosa_llm.passes.dump import read_header
 from furiosa_llm.passes.opt_tool import run_opt
 
 BUILD = """
@@ -43,11 +44,11 @@ def test_each_dump_leads_to_the_next(kind: str, tmp_path: Path) -> None:
     for folder in folders:
         files = sorted(folder.glob("*.mlir"))
         assert len(files) >= 5
-        for before, after in zip(files, files[1:], strict=False):
+        for before, after in pairwise(files):
             text = before.read_text()
-            header = split_header(text)
+            header = read_header(text)
             assert header is not None
-            (_, _, following), _ = header
+            _, _, following = header
             made = run_opt(text, first_item(following), registry=PASSES, extra_dialects=DIALECTS)
             assert made == after.read_text(), (before, after)
 

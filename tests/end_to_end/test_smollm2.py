@@ -66,7 +66,7 @@ def reference() -> EagerReference:
     source = open_model(demo_model_path())
     config = source.config
     config._attn_implementation = "eager"
-    model = LlamaForCausalLM(config).float()
+    model: Any = LlamaForCausalLM(config).to(torch.float32)  # type: ignore[arg-type]
     state = {
         name: torch.from_numpy(source.checkpoint.read(name).astype(np.float32))
         for name in source.checkpoint.tensors
