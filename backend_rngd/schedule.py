@@ -2,7 +2,7 @@
 
 Before: commands in program order, without waits and signals.
 After:  each command waits for the latest earlier command of each other context that it conflicts
-        with, unless an earlier wait of its own context already covers that.
+        with, unless other waits, its own or earlier ones, already cover that.
 Contract: bitwise; values do not depend on it. It writes the order down, it does not reorder.
 
 Iterations of a repeat are fenced, so a stretch of commands between two fences is ordered on its
@@ -48,20 +48,38 @@ def order(commands: list[ExecOp | DmaOp], issued: list[Issued]) -> None:
     """Give `commands` the waits and signals that keep conflicting ones apart."""
     waits: dict[int, list[Wait]] = {}
     signals: dict[int, list[int]] = {}
-    covered = {(waiting, other): NEVER for waiting in Context for other in Context}
-    for i, latest in enumerate(dependencies(issued)):
-        waiting = issued[i].context
-        for other in Context:
-            j = latest[other]
-            if j <= covered[waiting, other]:
-                continue
-            covered[waiting, other] = j
-            shared = semaphore(other, waiting)
+    for i, needed in enumerate(_needed(issued)):
+        for j in needed:
+            shared = semaphore(issued[j].context, issued[i].context)
             waits.setdefault(i, []).append(Wait(shared, 1))
             signals.setdefault(j, []).append(shared)
     for i, op in enumerate(commands):
         head = Head(issued[i].context, tuple(waits.get(i, ())), tuple(signals.get(i, ())))
         op.command = CommandAttr(replace(op.command.data, head=head))
+
+
+def _needed(issued: list[Issued]) -> Iterator[list[int]]:
+    """For each command, the commands that it has to wait for.
+
+    `known[context]` is, per context, the latest command that has finished whenever the next
+    command of `context` starts.
+    """
+    known = {context: [NEVER] * len(Context) for context in Context}
+    at_start: list[list[int]] = []
+    for i, latest in enumerate(dependencies(issued)):
+        own = known[issued[i].context]
+        wanted = [j for context, j in enumerate(latest) if j > own[context]]
+        needed = [
+            j
+            for j in wanted
+            if not any(at_start[k][issued[j].context] >= j for k in wanted if k != j)
+        ]
+        for j in needed:
+            own[:] = map(max, own, at_start[j])
+            own[issued[j].context] = max(own[issued[j].context], j)
+        at_start.append(list(own))
+        own[issued[i].context] = i
+        yield needed
 
 
 @dataclass(frozen=True)

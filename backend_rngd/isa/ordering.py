@@ -239,7 +239,7 @@ def check_call_order(program: Program, call: Call) -> None:
         return module_path(program, call, command.command) or block
 
     issued = expanded.issued
-    clocks = completed_before(issued, block)
+    clocks, imbalance = _clocks(issued, block)
     position = _positions(issued)
     for i, latest in enumerate(dependencies(issued, expanded.registers)):
         for context, j in enumerate(latest):
@@ -255,12 +255,28 @@ def check_call_order(program: Program, call: Call) -> None:
                 *(name(issued[i]), module(issued[i])),
                 _what(*pair),
             )
+    # Later, because a deleted wait is best explained by the commands that it kept apart.
+    if imbalance is not None:
+        raise imbalance
 
 
 def completed_before(issued: Sequence[Issued], at: str) -> list[tuple[int, ...]]:
     """For each command, how many commands of each context have finished when it starts.
 
     Commands of a context finish in order, so a count says which. Raises: SIM004 to SIM006.
+    """
+    clocks, imbalance = _clocks(issued, at)
+    if imbalance is not None:
+        raise imbalance
+    return clocks
+
+
+def _clocks(
+    issued: Sequence[Issued], at: str
+) -> tuple[list[tuple[int, ...]], errors.SimulationFault | None]:
+    """The counts of `completed_before`, and the first semaphore that a fence finds not at zero.
+
+    Raises: SIM004, SIM006.
     """
     semaphores = _Semaphores(at)
     clock_of: list[tuple[int, ...]] = []
@@ -270,7 +286,7 @@ def completed_before(issued: Sequence[Issued], at: str) -> list[tuple[int, ...]]
     for i, command in enumerate(issued):
         if command.stretch != stretch:  # a fence: all that came before has finished
             stretch = command.stretch
-            semaphores.must_be_zero()
+            semaphores.clear()
             running = [list(finished) for _ in range(CONTEXTS)]
         head = command.command.head
         finished[head.context] += 1
@@ -285,8 +301,8 @@ def completed_before(issued: Sequence[Issued], at: str) -> list[tuple[int, ...]]
         for semaphore in head.signals:
             semaphores.signal(semaphore, i, command)
         clock[head.context] += 1
-    semaphores.must_be_zero()
-    return clock_of
+    semaphores.clear()
+    return clock_of, semaphores.imbalance
 
 
 class _Semaphores:
@@ -298,6 +314,8 @@ class _Semaphores:
         self._taken = [0] * SEMAPHORES
         self._signalling: dict[int, Context] = {}
         self._waiting: dict[int, Context] = {}
+        self.imbalance: errors.SimulationFault | None = None
+        """The first semaphore that was not at zero when `clear` was called."""
 
     def signal(self, semaphore: int, index: int, command: Issued) -> None:
         self._owned(self._signalling, semaphore, command, "signal")
@@ -309,6 +327,8 @@ class _Semaphores:
         needed = self._taken[semaphore] + count
         sent = self._sent[semaphore]
         if needed > len(sent):
+            if self.imbalance is not None:  # a fence took what it waits for
+                raise self.imbalance
             waiting = f"entry {command.entry} ({summary(command)})"
             raise errors.deadlock(self._at, waiting, semaphore, needed, len(sent))
         self._taken[semaphore] = needed
@@ -322,10 +342,13 @@ class _Semaphores:
             names = (owner.name.lower(), command.context.name.lower())
             raise errors.semaphore_shared(self._at, semaphore, role, *names)
 
-    def must_be_zero(self) -> None:
+    def clear(self) -> None:
+        """Forget signals that nobody took, and remember that there were any."""
         for semaphore, (sent, taken) in enumerate(zip(self._sent, self._taken, strict=True)):
             if len(sent) != taken:
-                raise errors.semaphore_unbalanced(self._at, semaphore, len(sent), taken)
+                error = errors.semaphore_unbalanced(self._at, semaphore, len(sent), taken)
+                self.imbalance = self.imbalance or error
+                self._taken[semaphore] = len(sent)
 
 
 def _positions(issued: Sequence[Issued]) -> list[int]:

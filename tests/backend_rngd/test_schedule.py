@@ -1,0 +1,59 @@
+"""The order that `schedule` writes down: enough to keep conflicts apart, and none of it idle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from small_decoder import Decoder
+
+from furiosa_llm.backend_rngd.isa.container import Program
+from furiosa_llm.backend_rngd.isa.instructions import Control, Dma, Exec
+from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.errors import SimulationFault
+from furiosa_llm.models.config_types import Bucket
+
+BUCKETS = [Bucket.decode(2, 40), Bucket.prefill(1, 80)]
+
+
+def without_wait(program: Program, index: int, wait: int) -> Program:
+    """The program with one wait of one command left out."""
+    commands = list(program.commands)
+    command = commands[index]
+    assert isinstance(command, Exec | Dma)
+    waits = command.head.waits[:wait] + command.head.waits[wait + 1 :]
+    commands[index] = replace(command, head=replace(command.head, waits=waits))
+    return Program(program.header, tuple(commands))
+
+
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
+def test_a_deleted_wait_is_a_fault_that_names_both_commands_and_their_modules(
+    bucket: Bucket,
+) -> None:
+    program = Decoder(bucket, layers=1).program()
+    check_order(program)
+    waits = [
+        (i, wait)
+        for i, command in enumerate(program.commands)
+        if not isinstance(command, Control)
+        for wait in range(len(command.head.waits))
+    ]
+    assert len(waits) > 40
+    for index, wait in waits:
+        with pytest.raises(SimulationFault) as caught:
+            check_order(without_wait(program, index, wait))
+        assert caught.value.code == "SIM007", (index, wait)
+        text = str(caught.value)
+        assert len(re.findall(r"\w+\[\d+\] (main|sub|dma) ", text)) >= 2, text
+        assert re.search(r"layers\.0|embed|final_norm|lm_head", text), text
+
+
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
+def test_waits_name_other_contexts_only(bucket: Bucket) -> None:
+    program = Decoder(bucket, layers=1).program()
+    for command in program.commands:
+        if not isinstance(command, Control):
+            own = int(command.head.context)
+            assert all(wait.semaphore % 3 == own for wait in command.head.waits)
+            assert all(semaphore // 3 == own for semaphore in command.head.signals)

@@ -1,0 +1,196 @@
+"""Every rule rejects a command that breaks it, by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from furiosa_llm import errors
+from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.instructions import (
+    Alu,
+    Birth,
+    Commit,
+    Context,
+    Contraction,
+    Counter,
+    Digit,
+    Exec,
+    Fate,
+    Head,
+    Op,
+    Port,
+    Reduce,
+    Sink,
+    Source,
+    Stream,
+    Switch,
+    Topology,
+    Vector,
+    VectorOp,
+)
+from furiosa_llm.backend_rngd.isa.plan import plan_exec
+
+f32 = Port(0, DType.F32)
+f8 = Port(0, DType.F8E4M3)
+flat = Contraction(depth=0)
+plain = Exec(
+    head=Head(Context.MAIN),
+    counters=(Counter(4, a=32, commit=32),),
+    a=f32,
+    stream=Stream(8),
+    commit_port=f32,
+    commit=Commit(columns=8, column_stride=4),
+)
+multiply = Exec(
+    head=Head(Context.MAIN),
+    counters=(Counter(2, fate=Fate.MSUM, a=64, trf=64),),
+    a=Port(0),
+    stream=Stream(32),
+    contraction=Contraction(),
+    commit_port=f32,
+    commit=Commit(lanes=8, lane_stride=8),
+)
+store = Exec(
+    head=Head(Context.SUB),
+    counters=(Counter(4, a=64, trf=64),),
+    a=Port(0),
+    stream=Stream(32),
+    commit_port=Port(0),
+    commit=Commit(sink=Sink.TRF, columns=32),
+)
+pair = replace(
+    plain,
+    stream=Stream(8, pair=True),
+    b=f32,
+    vector=Vector((VectorOp(Alu.FMA, Op.ADD, Source.ZIP),)),
+)
+
+
+def units(*ops: VectorOp, **changes: Any) -> Vector:
+    return Vector(ops, **changes)
+
+
+ADD = VectorOp(Alu.FMA, Op.ADD, Source.IMM0)
+MUL = VectorOp(Alu.MUL0, Op.MUL, Source.IMM0)
+DIV = VectorOp(Alu.FP_DIV, Op.DIV, Source.IMM0)
+
+BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
+    ("reuse-needs-contraction", plain, {"counters": (Counter(2, Birth.REUSE, commit=32),)}),
+    (
+        "reuse-innermost",
+        multiply,
+        {"counters": (Counter(2, Birth.REUSE, commit=8), Counter(2, fate=Fate.MSUM, a=64, trf=64))},
+    ),
+    ("reuse-no-fetch", multiply, {"counters": (Counter(2, Birth.REUSE, a=64, commit=64),)}),
+    ("slice-stride", plain, {"counters": (Counter(2, Birth.SLICE, commit=32),)}),
+    ("msum-needs-contraction", plain, {"counters": (Counter(2, fate=Fate.MSUM),)}),
+    ("vsum-needs-reducer", plain, {"counters": (Counter(2, fate=Fate.VSUM),)}),
+    (
+        "summed-no-commit",
+        multiply,
+        {"counters": (Counter(2, fate=Fate.MSUM, trf=64, commit=8),)},
+    ),
+    ("msum-no-vrf", multiply, {"counters": (Counter(2, fate=Fate.MSUM, trf=64, vrf=4),)}),
+    ("lanes-only-to-trf", plain, {"counters": (Counter(2, commit=32, lanes=1),)}),
+    (
+        "reduce-slots",
+        plain,
+        {
+            "counters": (Counter(2, fate=Fate.VSUM), Counter(9, a=32, commit=32)),
+            "vector": Vector(reduce=Reduce.ADD),
+        },
+    ),
+    ("fetch-alignment", plain, {"a": Port(2, DType.F32)}),
+    (
+        "sequencer-entries",
+        plain,
+        {"counters": (Counter(2),) * 8, "stream": Stream(4, runs=2, run_stride=32)},
+    ),
+    ("tree-columns", multiply, {"a": f8, "trf": f8, "stream": Stream(64), "contraction": flat}),
+    ("sub-fetch-8B", store, {"a": Port(4)}),
+    ("fetch-cast", plain, {"stream": Stream(8, cast=DType.I32)}),
+    (
+        "fetch-cast",
+        pair,
+        {"a": Port(0), "b": Port(0, DType.I8), "stream": Stream(8, pair=True, cast=DType.F32)},
+    ),
+    ("pair-dtype", pair, {"b": Port(0, DType.I32)}),
+    ("pair-no-contraction", multiply, {"stream": Stream(32, pair=True)}),
+    ("collect-pad", plain, {"stream": Stream(8, pad=9)}),
+    ("ring-size", plain, {"switch": Switch(Topology.CUSTOM, 3)}),
+    ("ring-topology", plain, {"switch": Switch(Topology.CUSTOM, 1)}),
+    ("switch-digits", plain, {"switch": Switch(Topology.CUSTOM, 4, (Digit(1, 2, 1),))}),
+    ("valid-slices", plain, {"valid_slices": 65}),
+    ("contraction-main-only", multiply, {"head": Head(Context.SUB)}),
+    ("contraction-dtype", multiply, {"trf": Port(0, DType.I8)}),
+    ("tree-depth", multiply, {"contraction": Contraction(depth=6)}),
+    ("packet-size", multiply, {"stream": Stream(48)}),
+    ("trf-read", multiply, {"counters": (Counter(2, fate=Fate.MSUM, a=64, trf=2),)}),
+    (
+        "accumulator-cells",
+        multiply,
+        {"counters": (Counter(2, fate=Fate.MSUM, trf=64), Counter(129, a=64, commit=64))},
+    ),
+    ("alu-once", plain, {"vector": units(ADD, ADD)}),
+    ("alu-order", plain, {"vector": units(DIV, ADD)}),
+    ("alu-op", plain, {"vector": units(VectorOp(Alu.FMA, Op.EXP))}),
+    ("alu-operands", plain, {"vector": units(VectorOp(Alu.FMA, Op.ADD))}),
+    ("alu-operands", plain, {"vector": units(replace(ADD, reverse=True))}),
+    (
+        "register-port",
+        plain,
+        {"vector": units(replace(ADD, y=Source.VRF), replace(MUL, y=Source.VRF))},
+    ),
+    ("stash", plain, {"vector": units(replace(ADD, stash=True))}),
+    ("stash", plain, {"vector": units(replace(ADD, y=Source.STASH), replace(MUL, stash=True))}),
+    (
+        "stash",
+        plain,
+        {
+            "vector": units(
+                replace(ADD, stash=True), replace(DIV, y=Source.STASH), reduce=Reduce.ADD
+            )
+        },
+    ),
+    ("zip", pair, {"vector": units(ADD)}),
+    ("zip", pair, {"vector": units(replace(DIV, y=Source.ZIP), reduce=Reduce.ADD)}),
+    ("vector-dtype", plain, {"a": Port(0), "commit_port": Port(0), "vector": units(ADD)}),
+    ("slice-group", plain, {"vector": Vector(slice_reduce=Reduce.ADD, slice_group=3)}),
+    ("slice-group", plain, {"vector": Vector(slice_group=2)}),
+    ("columns-need-reducer", plain, {"vector": Vector(reduce_columns=True)}),
+    ("register-sink", store, {"commit": replace(store.commit, columns=16)}),
+    ("register-sink", store, {"commit": replace(store.commit, relu=True)}),
+    ("vrf-dtype", store, {"commit": replace(store.commit, sink=Sink.VRF)}),
+    ("trf-dtype", store, {"commit_port": f32}),
+    ("sub-no-cast", plain, {"head": Head(Context.SUB), "commit_port": Port(0)}),
+    ("commit-cast", plain, {"commit_port": Port(0, DType.I8)}),
+    ("commit-cast", plain, {"a": Port(0, DType.I32), "commit_port": Port(0)}),
+    ("commit-lanes", multiply, {"contraction": Contraction(lanes=4)}),
+    ("transposer", plain, {"commit": replace(plain.commit, transpose_rows=2)}),
+    (
+        "transposer",
+        plain,
+        {"commit": replace(plain.commit, transpose_rows=4, transpose_columns=8)},
+    ),
+    ("commit-alignment", plain, {"commit": replace(plain.commit, column_stride=12)}),
+    ("commit-alignment", plain, {"commit_port": Port(4, DType.F32)}),
+    ("commit-stride", plain, {"counters": (Counter(4, a=32),)}),
+    ("commit-injective", plain, {"counters": (Counter(4, a=32, commit=16),)}),
+    ("commit-injective", store, {"counters": (Counter(4, a=64, trf=32),)}),
+]
+
+
+@pytest.mark.parametrize("command", [plain, multiply, store, pair])
+def test_the_commands_that_are_broken_below_are_right_as_they_stand(command: Exec) -> None:
+    plan_exec(command, "here")
+
+
+@pytest.mark.parametrize(("rule", "command", "change"), BROKEN)
+def test_a_rule_rejects(rule: str, command: Exec, change: dict[str, Any]) -> None:
+    with pytest.raises(errors.BinaryError) as error:
+        plan_exec(replace(command, **change), "here")
+    assert (error.value.code, error.value.at) == ("VED011", "here")
+    assert f"`{rule}`" in error.value.message
