@@ -64,7 +64,8 @@ from .rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp, WorkOp
 CHUNK_TOKENS = (128, 64, 32, 16, 8, 4, 2, 1)
 """Tokens that a block works on at a time: the first number whose buffers fit."""
 SEQUENCE_CHUNK_TOKENS = 64
-"""Parts of one sequence are multiples of this, so that a part's keys are whole key blocks."""
+"""Where there is attention, parts of one sequence are multiples of this, so that the keys before
+a part's end are whole key blocks."""
 PADDING_POSITION = 1
 """Position id of padding tokens (docs of the vendor's interface): a row of every RoPE table."""
 INDEX_BYTES = 4
@@ -136,15 +137,18 @@ class Chunk:
         return self.first_sequence * shape.tokens + self.first_token
 
 
-def chunks(shape: TokenShape, limit: int) -> list[Chunk]:
-    """The bucket's tokens in chunks of at most `limit`; empty if a sequence cannot be cut so."""
+def chunks(shape: TokenShape, limit: int, unit: int) -> list[Chunk]:
+    """The bucket's tokens in chunks of at most `limit`.
+
+    Parts of a sequence are multiples of `unit`; empty if `limit` is not.
+    """
     if shape.tokens <= limit:
         step = limit // shape.tokens
         return [
             Chunk(first, min(step, shape.sequences - first), 0, shape.tokens)
             for first in range(0, shape.sequences, step)
         ]
-    if limit % SEQUENCE_CHUNK_TOKENS:
+    if limit % unit:
         return []
     return [
         Chunk(sequence, 1, first, min(limit, shape.tokens - first))
@@ -316,7 +320,8 @@ class FunctionLowering:
             step, all_sequences = self.limit, self.shape.sequences
             firsts = range(0, all_sequences, step)
             return [Chunk(first, min(step, all_sequences - first), 0, 1) for first in firsts]
-        return chunks(self.shape, self.limit)
+        attends = any(isinstance(op, paged.AttentionOp) for op in self.body.ops)
+        return chunks(self.shape, self.limit, SEQUENCE_CHUNK_TOKENS if attends else 1)
 
     def need(self, need: Need) -> Ref:
         """The HBM buffer of the block that stands for `need`."""

@@ -126,8 +126,10 @@ def attention_rounds(sequences: int, kv_heads: int, attended: int, head_bytes: i
         count = min(sequences_at_a_time, sequences - first)
         for head in range(0, kv_heads, heads_at_a_time):
             heads_now = min(heads_at_a_time, kv_heads - head)
-            most = min(SLICES_PER_PE // (count * heads_now), keys // KEY_UNIT)
-            splits = power_of_two_at_most(most)
+            # Splits are a power of two, for the ring, and share the keys in whole units.
+            units = keys // KEY_UNIT
+            most = power_of_two_at_most(SLICES_PER_PE // (count * heads_now))
+            splits = min(most, units & -units)
             per_slice = keys // splits
             tile = _divisor_at_most(per_slice, max(KEY_UNIT, KEY_TILE_BYTES // head_bytes))
             rounds.append(Round(first, count, head, heads_now, splits, per_slice, tile))

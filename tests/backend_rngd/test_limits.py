@@ -1,0 +1,54 @@
+"""What does not fit on a PE is refused, and what only looks too large is cut."""
+
+import pytest
+from small_decoder import Decoder
+
+from furiosa_llm.backend_rngd.kernels.linear import token_groups
+from furiosa_llm.errors import CompileError
+from furiosa_llm.models.config_types import Bucket
+
+
+def refused(decoder: Decoder) -> CompileError:
+    with pytest.raises(CompileError) as caught:
+        decoder.program()
+    return caught.value
+
+
+def test_a_product_over_too_many_features_is_refused() -> None:
+    with pytest.raises(CompileError) as caught:
+        token_groups(1, 32800)
+    assert caught.value.code == "BCK002"
+    error = refused(Decoder(Bucket.decode(1, 8), feed_forward=33000, layers=1))
+    assert error.code == "BCK002"
+    assert "32768" in error.cause
+    assert "tensor-parallel" in error.next_step
+
+
+def test_a_block_that_does_not_fit_is_refused_by_name() -> None:
+    error = refused(Decoder(Bucket.decode(1, 8), hidden=16, vocabulary=9_000_000, layers=1))
+    assert error.code == "BCK003"
+    assert "epilogue" in error.message
+    assert "decode:1,8" in (error.at or "")
+    assert "bytes" in error.cause
+
+
+def test_too_many_rotary_features_are_refused() -> None:
+    decoder = Decoder(Bucket.decode(1, 8), heads=1100, kv_heads=1, head_dim=64, layers=1)
+    assert refused(decoder).code == "BCK005"
+
+
+def test_code_beyond_the_instruction_memory_is_refused() -> None:
+    from furiosa_llm.backend_rngd.isa.container import write_program
+    from furiosa_llm.errors import BinaryError
+
+    decoder = Decoder(Bucket.prefill(1, 4096), heads=16, kv_heads=1, head_dim=128, layers=1)
+    with pytest.raises(BinaryError) as caught:
+        write_program(decoder.program())
+    assert caught.value.code == "VED005"
+
+
+def test_logits_of_all_rows_are_made_a_few_at_a_time() -> None:
+    decoder = Decoder(Bucket.prefill(1, 128), vocabulary=200_000, last_token_only=False, layers=1)
+    epilogue = decoder.program().blocks[-1]
+    assert epilogue.name == "epilogue"
+    assert epilogue.count > 20
