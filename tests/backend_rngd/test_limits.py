@@ -37,18 +37,7 @@ def test_too_many_rotary_features_are_refused() -> None:
     assert refused(decoder).code == "BCK005"
 
 
-def test_code_beyond_the_instruction_memory_is_refused() -> None:
-    from furiosa_llm.backend_rngd.isa.container import write_program
-    from furiosa_llm.errors import BinaryError
-
-    decoder = Decoder(Bucket.prefill(1, 4096), heads=16, kv_heads=1, head_dim=128, layers=1)
-    with pytest.raises(BinaryError) as caught:
-        write_program(decoder.program())
-    assert caught.value.code == "VED005"
-
-
 def test_logits_of_all_rows_are_made_a_few_at_a_time() -> None:
     decoder = Decoder(Bucket.prefill(1, 128), vocabulary=200_000, last_token_only=False, layers=1)
-    epilogue = decoder.program().blocks[-1]
-    assert epilogue.name == "epilogue"
-    assert epilogue.count > 20
+    parts = [b.name for b in decoder.program().blocks if b.name.startswith("epilogue")]
+    assert len(parts) > 1

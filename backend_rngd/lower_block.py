@@ -1,0 +1,392 @@
+"""One block: a function's operators for a part of its tokens, as commands.
+
+Activations stand in data memory between operators; the hidden state comes from HBM and goes back
+there. A block's HBM arguments are collected on the way: what they stand for is in `needs`, and
+`tile` binds them for each call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xdsl.dialects import func
+from xdsl.ir import Block, Operation, Region, SSAValue
+
+from ..ir import nn, paged
+from ..ir.types import shape_of
+from .emitter import Activation, Emitter, Ref
+from .isa.dtypes import DType
+from .isa.layout import (
+    Derived,
+    FeatureOrder,
+    KeyIndex,
+    Layout,
+    RopeTable,
+    RowsLayout,
+    RowTableLayout,
+    VectorLayout,
+    Zeros,
+    features_per_slice,
+    heads,
+    plain,
+)
+from .isa.plan import Memory
+from .kernels import elementwise, rows
+from .kernels.attention import VRF_ROWS, Inputs, PagedAttention, attention_rounds
+from .kernels.cache import write_cache
+from .kernels.linear import linear
+from .kernels.norm import rms_norm
+from .kernels.rope import rope
+from .rngd import BlockOp, BufferType, WorkOp
+from .supported import is_scalar
+from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
+
+PADDING_POSITION = 1
+"""Position id of padding tokens (docs of the vendor's interface): a row of every RoPE table."""
+
+
+# --- what a block needs from its caller ---
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of the function, as an HBM buffer; a parameter in one layout and one part."""
+
+    number: int
+    layout: Layout | None = None
+    begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result of the function: the hidden state, or logits."""
+
+    number: int
+    order: FeatureOrder
+    tokens: int
+    logits: bool
+
+
+Need = Argument | Result | Derived
+
+
+@dataclass
+class LoweredBlock:
+    """A block and what each of its HBM arguments stands for."""
+
+    op: BlockOp
+    needs: list[Need]
+
+
+# --- what the values of a function look like ---
+
+
+def feature_orders(body: Block) -> dict[SSAValue, FeatureOrder]:
+    """The order that users ask of values: heads for attention, rotary order for RoPE."""
+    asked: dict[SSAValue, FeatureOrder] = {}
+
+    def ask(value: SSAValue, *, rotary: bool) -> None:
+        _, count, _, head_dim = shape_of(value)
+        asked.setdefault(value, heads(count, head_dim, rotary=rotary))
+
+    for op in reversed(list(body.ops)):
+        match op:
+            case nn.RopeOp():
+                ask(op.x, rotary=True)
+            case paged.WriteOp():
+                for value in (op.k, op.v):
+                    if not isinstance(value.owner, nn.RopeOp):
+                        ask(value, rotary=False)
+            case paged.AttentionOp():
+                if not isinstance(op.q.owner, nn.RopeOp):
+                    ask(op.q, rotary=False)
+            case _ if op.results and op.results[0] in asked and not isinstance(op, nn.LinearOp):
+                for operand in op.operands:
+                    if shape_of(operand)[-1] == shape_of(op.results[0])[-1] or _is_view(op):
+                        asked.setdefault(operand, asked[op.results[0]])
+    return asked
+
+
+def _is_view(op: Operation) -> bool:
+    return isinstance(op, nn.ReshapeOp | nn.TransposeOp | nn.CastOp)
+
+
+def _wide_values(body: Block, logits: frozenset[int]) -> set[SSAValue]:
+    """Values that stay in f32: logits, and what leads from the head's product to them."""
+    wide: set[SSAValue] = set()
+    for op in reversed(list(body.ops)):
+        if isinstance(op, func.ReturnOp):
+            wide |= {op.operands[i] for i in logits}
+        elif op.results and op.results[0] in wide and not isinstance(op, nn.LinearOp):
+            wide |= set(op.operands)
+    return wide
+
+
+def useful_macs(op: Operation, shape: TokenShape, chunk: Chunk) -> int:
+    """Products that an operator needs for the chunk's own tokens, without any padding."""
+    match op:
+        case nn.LinearOp():
+            n, k = shape_of(op.w)
+            last_only = shape_of(op.x)[1] == 1
+            tokens = 1 if last_only else len(shape.own_tokens(chunk))
+            return chunk.sequences * tokens * n * k
+        case paged.AttentionOp():
+            _, query_heads, _, head_dim = shape_of(op.q)
+            return 2 * chunk.sequences * query_heads * head_dim * shape.visible_pairs(chunk)
+        case _:
+            return 0
+
+
+# --- the block ---
+
+
+@dataclass
+class BlockLowering:
+    """A function's commands for one chunk; `values` holds what has been computed so far."""
+
+    name: str
+    function: func.FuncOp
+    shape: TokenShape
+    chunk: Chunk
+    logits: frozenset[int]
+    """Numbers of the results that are logits."""
+    needs: list[Need] = field(default_factory=list)
+    block: Block = field(default_factory=Block)
+    values: dict[SSAValue, Activation] = field(default_factory=dict)
+    caches: dict[SSAValue, Ref] = field(default_factory=dict)
+    """Where the caches are that operators return: they are written in place."""
+
+    def __post_init__(self) -> None:
+        self.body = self.function.body.block
+        self.emit = Emitter(self.block)
+        self.orders = feature_orders(self.body)
+        self.wide = _wide_values(self.body, self.logits)
+
+    def run(self) -> LoweredBlock:
+        """Emit the block."""
+        for op in self.body.ops:
+            macs = useful_macs(op, self.shape, self.chunk)
+            if macs:
+                self.emit.location = op.location
+                self.emit.append(WorkOp(macs))
+        for op in self.body.ops:
+            self.emit.location = op.location
+            self._lower(op)
+        return LoweredBlock(BlockOp(self.name, Region(self.block)), self.needs)
+
+    def need(self, need: Need) -> Ref:
+        """The HBM buffer of the block that stands for `need`."""
+        if need not in self.needs:
+            self.needs.append(need)
+            self.block.insert_arg(BufferType(Memory.HBM, 0), len(self.needs) - 1)
+        return Ref(self.block.args[self.needs.index(need)])
+
+    def argument(self, value: SSAValue) -> Ref:
+        return self.need(Argument(self.body.args.index(value)))
+
+    def parameter(self, value: SSAValue, layout: Layout) -> Ref:
+        """A weight, or a slice of one, in the layout that a kernel reads."""
+        begin, end = [0] * len(shape_of(value)), list(shape_of(value))
+        while isinstance(value.owner, nn.SliceOp):
+            start = value.owner.start.value.data
+            dim = value.owner.dim.value.data
+            begin[dim] += start
+            end[dim] += start
+            value = value.owner.x
+        number = self.body.args.index(value)
+        return self.need(Argument(number, layout, tuple(begin), tuple(end)))
+
+    def _lower(self, op: Operation) -> None:
+        match op:
+            case nn.EmbeddingOp():
+                self.values[op.y] = self._embedding(op)
+            case nn.LinearOp():
+                self.values[op.y] = self._linear(op)
+            case nn.RmsNormOp():
+                self.values[op.y] = self._rms_norm(op)
+            case nn.RopeOp():
+                self.values[op.y] = self._rope(op)
+            case nn.ScaleOp():
+                x, factor = self._of(op.x), op.factor.value.data
+                self.values[op.y] = elementwise.with_scalar(self.emit, "nn.mul", x, factor, "scale")
+            case paged.WriteOp():
+                self._write(op)
+            case paged.AttentionOp():
+                self.values[op.y] = self._attention(op)
+            case paged.LastTokenOp():
+                self.values[op.y] = self._last_token(op)
+            case nn.ReshapeOp() | nn.TransposeOp() | nn.CastOp():
+                self.values[op.y] = self._of(op.x)
+            case nn.SliceOp() | nn.ConstantOp():
+                pass  # part of a parameter, or a scalar: named where it is used
+            case func.ReturnOp():
+                self._return(op)
+            case nn.BinaryOp() if is_scalar(op.b):
+                assert isinstance(op.b.owner, nn.ConstantOp)
+                x, scalar = self._of(op.a), float(op.b.owner.to_numpy().reshape(()))
+                self.values[op.y] = elementwise.with_scalar(self.emit, op.name, x, scalar, "scale")
+            case nn.BinaryOp():
+                x, y = self._of(op.a), self._of(op.b)
+                label = op.name.removeprefix("nn.")
+                self.values[op.y] = elementwise.binary(self.emit, op.name, x, y, label)
+            case _:
+                assert isinstance(op, nn.UnaryOp), op
+                label = op.name.removeprefix("nn.")
+                self.values[op.y] = elementwise.unary(self.emit, op.name, self._of(op.x), label)
+
+    def _of(self, value: SSAValue) -> Activation:
+        """A computed value; a function's hidden argument is loaded at its first use."""
+        if value not in self.values:
+            order = self.orders.get(value) or plain(shape_of(value)[-1])
+            first = self.chunk.first(self.shape)
+            self.values[value] = rows.load_rows(
+                self.emit,
+                self.argument(value),
+                order,
+                self.shape.all_tokens,
+                first,
+                self.chunk.count,
+            )
+        return self.values[value]
+
+    def _input(self, value: SSAValue, element_bytes: int, row_bytes: int) -> Ref:
+        """A program input at the chunk's first sequence and token."""
+        start = self.chunk.first_sequence * row_bytes + self.chunk.first_token * element_bytes
+        return self.argument(value).at(start)
+
+    def _positions(self, value: SSAValue) -> Ref:
+        return self._input(value, WORD_BYTES, self.shape.row_bytes("position_ids"))
+
+    def _embedding(self, op: nn.EmbeddingOp) -> Activation:
+        count, width = shape_of(op.table)
+        order = plain(width)
+        layout = RowTableLayout(order=order, per_slice=features_per_slice(order), rows=count)
+        return rows.embedding(
+            self.emit,
+            self.parameter(op.table, layout),
+            order,
+            self._input(op.ids, INDEX_BYTES, self.shape.row_bytes("input_ids")),
+            INDEX_BYTES,
+            self.chunk.count,
+        )
+
+    def _linear(self, op: nn.LinearOp) -> Activation:
+        x = self._of(op.x)
+        order = self.orders.get(op.y) or plain(shape_of(op.w)[0])
+        per_slice = features_per_slice(order)
+        layout = RowsLayout(
+            out=order, into=x.order, per_slice=per_slice, k_padded=x.slices_read * x.per_slice
+        )
+        bias = None
+        if op.bias is not None:
+            bias = self.parameter(op.bias, VectorLayout(order=order, per_slice=per_slice))
+        return linear(
+            self.emit,
+            x,
+            self.parameter(op.w, layout),
+            order,
+            label="product",
+            bias=bias,
+            dtype=DType.F32 if op.y in self.wide else DType.BF16,
+        )
+
+    def _rms_norm(self, op: nn.RmsNormOp) -> Activation:
+        x = self._of(op.x)
+        per_head = shape_of(op.weight)[0] != x.order.features
+        layout = VectorLayout(order=x.order, per_slice=x.per_slice, repeat=per_head)
+        weight = self.parameter(op.weight, layout)
+        return rms_norm(
+            self.emit, x, weight, op.eps.value.data, per_head=per_head, label="normalised"
+        )
+
+    def _rope(self, op: nn.RopeOp) -> Activation:
+        x = self._of(op.x)
+        table = RopeTable(
+            rows=max(self.shape.bucket.attention_size, PADDING_POSITION + 1),
+            order=x.order,
+            per_slice=x.per_slice,
+            inv_freq=tuple(float(v) for v in op.inv_freq.get_values()),
+            scaling=op.attention_scaling.value.data,
+        )
+        positions = self._positions(op.position_ids)
+        return rope(self.emit, x, self.need(table), positions, WORD_BYTES, "rotated")
+
+    def _write(self, op: paged.WriteOp) -> None:
+        cache = self.caches.get(op.cache) or self.argument(op.cache)
+        slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
+        write_cache(self.emit, self._of(op.k), self._of(op.v), cache, slots, INDEX_BYTES)
+        self.caches[op.y] = cache
+
+    def _attention(self, op: paged.AttentionOp) -> Activation:
+        q, chunk = self._of(op.q), self.chunk
+        kv_heads = shape_of(op.cache)[1]
+        attended = self.shape.attended(chunk)
+        key_index = {
+            (turn.splits, turn.keys): self.need(KeyIndex(splits=turn.splits, keys=turn.keys))
+            for turn in attention_rounds(chunk.sequences, kv_heads, attended, 4 * q.order.padded)
+        }
+        table_row = self.shape.table_row_bytes
+        inputs = Inputs(
+            cache=self.caches.get(op.cache) or self.argument(op.cache),
+            block_table=self.argument(op.block_table).at(chunk.first_sequence * table_row),
+            table_row_bytes=table_row,
+            lengths=self._input(op.lengths, 0, WORD_BYTES),
+            length_bytes=WORD_BYTES,
+            positions=self._positions(op.position_ids),
+            position_bytes=WORD_BYTES,
+        )
+        zeros = self.need(Zeros(size=_zero_bytes(q)))
+        return PagedAttention(
+            self.emit,
+            q,
+            kv_heads,
+            chunk.sequences,
+            attended,
+            op.scale.value.data,
+            inputs,
+            key_index,
+            zeros,
+        ).run()
+
+    def _last_token(self, op: paged.LastTokenOp) -> Activation:
+        if self.shape.tokens == 1:
+            return self._of(op.x)
+        return rows.last_rows(
+            self.emit,
+            self.argument(op.x),
+            plain(shape_of(op.x)[-1]),
+            self.shape.sequences,
+            self.shape.tokens,
+            self.chunk.first_sequence,
+            self.chunk.sequences,
+            self.argument(op.lengths),
+            WORD_BYTES,
+        )
+
+    def _return(self, op: func.ReturnOp) -> None:
+        for number, value in enumerate(op.operands):
+            if value in self.caches:
+                continue  # written in place
+            if isinstance(value.owner, Operation):
+                self.emit.location = value.owner.location
+            x = self._of(value)
+            logits = number in self.logits
+            tokens_per_sequence = 1 if shape_of(value)[1] == 1 else self.shape.tokens
+            all_tokens = self.shape.sequences * tokens_per_sequence
+            first = (
+                self.chunk.first_sequence
+                if tokens_per_sequence == 1
+                else self.chunk.first(self.shape)
+            )
+            out = self.need(Result(number, x.order, all_tokens, logits))
+            if logits:
+                rows.store_logits(self.emit, x, out, first)
+            else:
+                rows.store_rows(self.emit, x, out, all_tokens, first)
+
+
+def _zero_bytes(q: Activation) -> int:
+    """Enough zeros for a slice of attention's output, and for any tile of query rows."""
+    order = heads(q.order.heads, q.order.head_dim, rotary=False)
+    return 2 * max(q.tokens * features_per_slice(order), VRF_ROWS * order.padded)
