@@ -46,6 +46,10 @@ class CompileError(FuriosaLLMError):
     """The model cannot be built as asked."""
 
 
+class MemoryFull(CompileError):
+    """Buffers do not fit on chip; fewer tokens at a time may."""
+
+
 class BinaryError(FuriosaLLMError):
     """A `.vedf` file or one of its records is not valid."""
 
@@ -771,14 +775,11 @@ def block_does_not_fit(block: str, bucket: str, cause: str) -> CompileError:
     )
 
 
-MEMORY_FULL = "BCK004"
-
-
-def memory_full(memory: str, capacity: int, alive: Sequence[tuple[str, int]]) -> CompileError:
+def memory_full(memory: str, capacity: int, alive: Sequence[tuple[str, int]]) -> MemoryFull:
     """BCK004: buffers that are needed at one time exceed a memory on chip."""
     largest = ", ".join(f"{name} {size}" for name, size in sorted(alive, key=lambda b: -b[1])[:6])
-    return CompileError(
-        MEMORY_FULL,
+    return MemoryFull(
+        "BCK004",
         f"the buffers alive together do not fit the {memory} of a slice",
         cause=f"it has {capacity} bytes; largest buffers: {largest}",
         next_step="use a smaller bucket, or more PEs per tensor-parallel group",

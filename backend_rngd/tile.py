@@ -52,7 +52,7 @@ def lower_function(
 ) -> list[LoweredBlock]:
     """A block per chunk, with as many tokens at a time as fit. Raises: BCK002, BCK003."""
     name = function.sym_name.data
-    full: errors.CompileError | None = None
+    full: errors.MemoryFull | None = None
     for limit in CHUNK_TOKENS:
         parts = _chunks(function, shape, limit)
         names = [name] if len(parts) == 1 else [f"{name}_part_{i}" for i in range(len(parts))]
@@ -61,9 +61,7 @@ def lower_function(
                 _checked(BlockLowering(part_name, function, shape, chunk, logits).run())
                 for part_name, chunk in zip(names, parts, strict=True)
             ]
-        except errors.CompileError as error:
-            if error.code != errors.MEMORY_FULL:
-                raise
+        except errors.MemoryFull as error:
             full = error
             continue
         if blocks:

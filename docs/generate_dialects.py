@@ -14,6 +14,7 @@ from xdsl.dialects.builtin import (
     BoolAttr,
     DenseArrayBase,
     DenseIntOrFPElementsAttr,
+    DictionaryAttr,
     FloatAttr,
     IntegerAttr,
     StringAttr,
@@ -46,11 +47,13 @@ DIRECTORY = Path(__file__).parent / "dialects"
 DIALECTS = {
     "nn": "furiosa_llm.ir.nn:NN",
     "paged": "furiosa_llm.ir.paged:PAGED",
+    "rngd": "furiosa_llm.backend_rngd.rngd:RNGD",
 }
 
 ATTRIBUTES: dict[type[Attribute], str] = {
     BoolAttr: "true or false",
     DenseIntOrFPElementsAttr: "dense elements",
+    DictionaryAttr: "dictionary",
     StringAttr: "string",
     SymbolRefAttr: "symbol",
     UnitAttr: "flag",
@@ -174,6 +177,10 @@ def _describe(constraint: Any) -> str:
             return "symbol name"
         case BaseAttr() if constraint.attr in ATTRIBUTES:
             return ATTRIBUTES[constraint.attr]
+        case BaseAttr() if constraint.attr in NUMBERS:
+            return NUMBERS[constraint.attr].format("integers")
+        case BaseAttr() if constraint.attr.name.startswith("rngd."):
+            return f"`{constraint.attr.name}`"
         case ParamAttrConstraint() if constraint.base_attr in ATTRIBUTES:
             return ATTRIBUTES[constraint.base_attr]
         case ParamAttrConstraint() if constraint.base_attr in NUMBERS:

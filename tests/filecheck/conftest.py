@@ -101,23 +101,27 @@ class RunLine:
         return RunLine(fails, passes, split_input_file, tuple(filecheck[2:]))
 
     def output(self, text: str) -> str:
-        from furiosa_llm.passes.opt_tool import run_opt
-
-        return run_opt(text, self.passes, self.split_input_file)
+        return opt(text, self.passes, self.split_input_file)
 
     def expect_errors(self, text: str) -> str:
-        from furiosa_llm.passes.opt_tool import run_opt
-
         parts = text.split(SEPARATOR) if self.split_input_file else [text]
         messages = []
         for number, part in enumerate(parts, start=1):
             try:
-                output = run_opt(part, self.passes, False)
+                output = opt(part, self.passes, split_input_file=False)
             except FuriosaLLMError as error:
                 messages.append(str(error))
             else:
                 raise FileCheckFailure(f"part {number} should be refused, but it gave\n{output}")
         return f"\n{SEPARATOR}\n".join(messages)
+
+
+def opt(text: str, passes: str, split_input_file: bool) -> str:
+    """What `furiosa-llm opt` prints, the backend's passes and dialect included."""
+    from furiosa_llm.backend_rngd.pipeline import DIALECTS, PASSES
+    from furiosa_llm.passes.opt_tool import run_opt
+
+    return run_opt(text, passes, split_input_file, registry=PASSES, extra_dialects=DIALECTS)
 
 
 def check(path: Path, output: str, options: tuple[str, ...]) -> None:
