@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from furiosa_llm import LLM, SamplingParams
+
 Array = np.ndarray[Any, Any]
 TIE_FACTOR = 3.0
 
@@ -83,6 +85,16 @@ class EagerReference:
         tie = Tie(at, expected[at], found[at], gap, allowed)
         assert gap <= allowed, str(tie)
         return tie
+
+
+def greedy_tokens(llm: LLM, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """`count` greedy tokens for each prompt, end of text or not, decoded together."""
+    params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+    outputs = llm.generate(prompt_token_ids=prompts, sampling_params=params)
+    assert isinstance(outputs, list)
+    found = [list(output.outputs[0].token_ids) for output in outputs]
+    assert all(len(tokens) == count for tokens in found)
+    return found
 
 
 def rms(error: Array) -> float:

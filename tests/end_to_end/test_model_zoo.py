@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from model_zoo import KINDS, RELATIVES, load_reference, make_model
-from token_equality import EagerReference, rms
+from token_equality import EagerReference, greedy_tokens, rms
 
-from furiosa_llm import LLM, ArtifactBuilder, SamplingParams
+from furiosa_llm import LLM, ArtifactBuilder
 from furiosa_llm.errors import CompileError
 
 PROMPTS = [[3], [5, 77, 200, 13, 8], list(range(40, 72))]
 NEW_TOKENS = 16
-GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
 
 
 def build(model: Path, artifact: Path) -> LLM:
@@ -25,10 +24,7 @@ def build(model: Path, artifact: Path) -> LLM:
 
 
 def check_tokens(llm: LLM, reference: EagerReference) -> None:
-    outputs = llm.generate(prompt_token_ids=PROMPTS, sampling_params=GREEDY)
-    assert isinstance(outputs, list)
-    for prompt, output in zip(PROMPTS, outputs, strict=True):
-        found = list(output.outputs[0].token_ids)
+    for prompt, found in zip(PROMPTS, greedy_tokens(llm, PROMPTS, NEW_TOKENS), strict=True):
         reference.tie(prompt, reference.greedy(prompt, NEW_TOKENS), found)
 
 

@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
-from token_equality import EagerReference, rms
+from token_equality import EagerReference, greedy_tokens, rms
 
-from furiosa_llm import LLM, ArtifactBuilder, SamplingParams
+from furiosa_llm import LLM
 from furiosa_llm.artifact.reader import read_artifact
-from furiosa_llm.frontend.source import open_model
 from furiosa_llm.llm.device import SimulatedDevice
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.models.demo import demo_model_path
 
 Array = np.ndarray[Any, Any]
 NEW_TOKENS = 48
-GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
 ERROR_RATIO = 1.5
 
 FIVE_SENTENCES = (
@@ -41,92 +36,49 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("smollm2") / "artifact"
-    builder = ArtifactBuilder(
-        demo_model_path(),
-        "smollm2",
-        prefill_buckets=[(1, 128)],
-        decode_buckets=[(1, 256), (4, 256)],
-    )
-    builder.build(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def llm(artifact: Path) -> LLM:
-    return LLM.load_artifact(artifact)
-
-
-@pytest.fixture(scope="module")
-def reference() -> EagerReference:
-    from transformers import LlamaForCausalLM
-
-    source = open_model(demo_model_path())
-    config = source.config
-    config._attn_implementation = "eager"
-    model: Any = LlamaForCausalLM(config).to(torch.float32)  # type: ignore[arg-type]
-    state = {
-        name: torch.from_numpy(source.checkpoint.read(name).astype(np.float32))
-        for name in source.checkpoint.tensors
-    }
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert set(missing) <= {"lm_head.weight"}
-    assert not unexpected
-    model.tie_weights()
-    return EagerReference(model)
-
-
-def prompt_ids(llm: LLM) -> dict[str, list[int]]:
+def prompt_ids(demo: LLM) -> dict[str, list[int]]:
     """The prompts' tokens, with a chat and one that fills the bucket exactly."""
-    ids = {name: llm.tokenizer.encode(text) for name, text in PROMPTS.items()}
-    ids["chat"] = llm.tokenizer.encode_chat(
+    ids = {name: demo.tokenizer.encode(text) for name, text in PROMPTS.items()}
+    ids["chat"] = demo.tokenizer.encode_chat(
         [{"role": "user", "content": "Name two colours of a rainbow."}]
     )
     ids["exactly the bucket"] = (ids["long"] * 3)[:128]
     return ids
 
 
-def generated(llm: LLM, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    outputs = llm.generate(prompt_token_ids=prompts, sampling_params=GREEDY)
-    assert isinstance(outputs, list)
-    return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-def test_greedy_tokens_are_those_of_eager(llm: LLM, reference: EagerReference) -> None:
-    prompts = prompt_ids(llm)
+def test_greedy_tokens_are_those_of_eager(demo: LLM, reference: EagerReference) -> None:
+    prompts = prompt_ids(demo)
     assert len(prompts["one token"]) == 1
     assert len(prompts["exactly the bucket"]) == 128
     for name, prompt in prompts.items():
-        (found,) = generated(llm, [prompt])
+        (found,) = greedy_tokens(demo, [prompt], NEW_TOKENS)
         assert len(found) == NEW_TOKENS
         tie = reference.tie(prompt, reference.greedy(prompt, NEW_TOKENS), found)
         print(f"{name}: {tie or 'equal'}")
 
 
 def test_a_batch_of_four_gives_the_tokens_of_each_alone(
-    llm: LLM, reference: EagerReference
+    demo: LLM, reference: EagerReference
 ) -> None:
-    prompts = prompt_ids(llm)
+    prompts = prompt_ids(demo)
     four = [prompts[name] for name in ("one token", "german", "chat", "long")]
     assert len({len(prompt) for prompt in four}) == 4
-    together = generated(llm, four)
-    assert llm.metrics is not None
-    assert Bucket.decode(4, 256).name in {step.bucket.name for step in llm.metrics.steps}
+    together = greedy_tokens(demo, four, NEW_TOKENS)
+    assert demo.metrics is not None
+    assert Bucket.decode(4, 256).name in {step.bucket.name for step in demo.metrics.steps}
     for prompt, found in zip(four, together, strict=True):
-        (alone,) = generated(llm, [prompt])
+        (alone,) = greedy_tokens(demo, [prompt], NEW_TOKENS)
         reference.tie(prompt, alone, found)
 
 
 def test_teacher_forced_logits_err_no_more_than_eager(
-    artifact: Path, llm: LLM, reference: EagerReference
+    demo_artifact: Path, demo: LLM, reference: EagerReference
 ) -> None:
     device = SimulatedDevice(
-        opened := read_artifact(artifact), opened.parameters(None), slots=257, machine=None
+        opened := read_artifact(demo_artifact), opened.parameters(None), slots=257, machine=None
     )
     for name in ("capital", "code", "german"):
-        tokens = prompt_ids(llm)[name]
+        tokens = prompt_ids(demo)[name]
         tokens = [*tokens, *reference.greedy(tokens, 12)]
         first = len(tokens) - 12
         found = [device.run(Bucket.prefill(1, 128), prefill_inputs(tokens[:first], 128))[0, -1]]
@@ -166,8 +118,8 @@ def decode_inputs(token: int, length: int, width: int) -> dict[str, Array]:
     }
 
 
-def test_the_head_works_on_one_row_only(artifact: Path) -> None:
-    timing = read_artifact(artifact).timing(Bucket.prefill(1, 128))
+def test_the_head_works_on_one_row_only(demo_artifact: Path) -> None:
+    timing = read_artifact(demo_artifact).timing(Bucket.prefill(1, 128))
     macs = {module.path: module.macs for module in timing.modules}
     assert macs["lm_head"] == 576 * 49152
     assert macs["model.layers.29.mlp.down_proj"] == 128 * 576 * 1536
