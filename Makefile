@@ -61,9 +61,10 @@ docs: .venv/linked ## Write the generated pages under docs/ anew.
 	rm -f .venv/linked
 	touch $@
 
-# A strict editable install links files, so it is renewed when the list of files changes.
+# A strict editable install links files (below build/), so it is renewed when the list of files
+# changes or somebody has removed the links.
 .venv/linked: .venv/installed FORCE
 	@$(PACKAGE_FILES) | LC_ALL=C sort > .venv/files
-	@cmp -s .venv/files $@ || { \
+	@{ cmp -s .venv/files $@ && ls -d build/__editable__* > /dev/null 2>&1; } || { \
 		$(PIP) --no-build-isolation --no-deps -e . --config-settings editable_mode=strict && \
 		mv .venv/files $@; }

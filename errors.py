@@ -82,6 +82,18 @@ def internal_error(error: BaseException) -> FuriosaLLMError:
     )
 
 
+def wrong_usage(command: str, reason: str) -> FuriosaLLMError:
+    """ENV004: a command line that no command can take."""
+    return FuriosaLLMError(
+        "ENV004",
+        f"wrong usage of `{command}`",
+        at=command,
+        cause=reason,
+        next_step=f"run `{command} --help`",
+        exit_code=2,
+    )
+
+
 def library_missing(module: str) -> FuriosaLLMError:
     """ENV003: compiling needs libraries that running does not."""
     return FuriosaLLMError(
@@ -757,10 +769,10 @@ def unsupported_by_backend(problems: Sequence[tuple[str, str]]) -> CompileError:
     lines = "".join(f"\n    {where}: {reason}" for where, reason in problems)
     return CompileError(
         "BCK001",
-        f"{len(problems)} operators cannot be compiled for RNGD yet",
+        f"operators that cannot be compiled for RNGD yet: {len(problems)}",
         at=problems[0][0],
-        cause=f"the backend has no kernel for these:{lines}",
-        next_step="use a model of a supported family (README, section Models)",
+        cause=f"the backend cannot run these:{lines}",
+        next_step="use a model of a supported family (README, section Limits)",
     )
 
 
@@ -1274,6 +1286,17 @@ def nothing_to_inspect(path: str) -> FuriosaLLMError:
         at=path,
         cause="it is neither an artifact directory nor an existing .vedf file",
         next_step="pass what `furiosa-llm build` wrote, or one of its .vedf files",
+    )
+
+
+def nothing_to_disassemble(path: str) -> FuriosaLLMError:
+    """ART010: `--disasm` with something else than a binary."""
+    return FuriosaLLMError(
+        "ART010",
+        f"cannot disassemble `{path}`",
+        at=path,
+        cause="it is a directory, and a disassembly is of one .vedf file",
+        next_step=f"`furiosa-llm inspect {path}` lists the .vedf files; pass one of them",
     )
 
 

@@ -115,7 +115,7 @@ class ArtifactBuilder:
         )
 
         for kind, count in bound.conversions().items() if bound is not None else ():
-            warn(f"{count} tensors stored as {kind} are converted to bf16")
+            warn(f"tensors converted from {kind} to bf16: {count}")
 
         binaries = []
         for bucket, data in model.binaries:

@@ -21,7 +21,6 @@ from ..models.config_types import Bucket
 ARTIFACT_FILE = "artifact.json"
 RUNTIME_CONFIG_FILE = "runtime_config.json"
 MANIFEST_FILE = "manifest.json"
-MODEL_CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 FORMAT_VERSION = 1

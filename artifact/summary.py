@@ -72,7 +72,9 @@ def summarize_binary(path: Path) -> dict[str, Any]:
 
 
 def disassembly(path: Path) -> str:
-    """The commands of a `.vedf` file as text. Raises: ART009, VEDxxx."""
+    """The commands of a `.vedf` file as text. Raises: ART009, ART010 for a directory, VEDxxx."""
+    if path.is_dir():
+        raise errors.nothing_to_disassemble(str(path))
     from ..backend_rngd.isa.assembly import disassemble
 
     return disassemble(open_binary(path))

@@ -8,6 +8,7 @@ there. A block's HBM arguments are collected on the way: what they stand for is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import add
 
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, Region, SSAValue
@@ -49,13 +50,38 @@ PADDING_POSITION = 1
 
 
 @dataclass(frozen=True)
+class Part:
+    """Indices [begin, end) of a tensor, per dim."""
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @staticmethod
+    def all_of(value: SSAValue) -> Part:
+        return Part((0,) * len(shape_of(value)), shape_of(value))
+
+    def moved(self, dim: int, by: int) -> Part:
+        """The part seen from a tensor that begins `by` earlier along `dim`."""
+        move = tuple(by if i == dim else 0 for i in range(len(self.begin)))
+        begin, end = (tuple(map(add, bounds, move)) for bounds in (self.begin, self.end))
+        return Part(begin, end)
+
+
+def whole_of(value: SSAValue, part: Part) -> tuple[SSAValue, Part]:
+    """The tensor that `value` is a slice of, and where `part` of the slice lies in it."""
+    while isinstance(value.owner, nn.SliceOp):
+        part = part.moved(value.owner.dim.value.data, value.owner.start.value.data)
+        value = value.owner.x
+    return value, part
+
+
+@dataclass(frozen=True)
 class Argument:
     """An argument of the function, as an HBM buffer; a parameter in one layout and one part."""
 
     number: int
     layout: Layout | None = None
-    begin: tuple[int, ...] = ()
-    end: tuple[int, ...] = ()
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -187,15 +213,8 @@ class BlockLowering:
 
     def parameter(self, value: SSAValue, layout: Layout) -> Ref:
         """A weight, or a slice of one, in the layout that a kernel reads."""
-        begin, end = [0] * len(shape_of(value)), list(shape_of(value))
-        while isinstance(value.owner, nn.SliceOp):
-            start = value.owner.start.value.data
-            dim = value.owner.dim.value.data
-            begin[dim] += start
-            end[dim] += start
-            value = value.owner.x
-        number = self.body.args.index(value)
-        return self.need(Argument(number, layout, tuple(begin), tuple(end)))
+        value, part = whole_of(value, Part.all_of(value))
+        return self.need(Argument(self.body.args.index(value), layout, part))
 
     def _lower(self, op: Operation) -> None:
         match op:

@@ -25,7 +25,6 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import (
     Attribute,
-    Block,
     Data,
     Dialect,
     ParametrizedAttribute,
@@ -385,10 +384,6 @@ class ProgramOp(IRDLOperation):
 
     def __init__(self, bucket: str) -> None:
         super().__init__(properties={"bucket": StringAttr(bucket)})
-
-
-def command_block(op: BlockOp | RepeatOp) -> Block:
-    return op.body.block
 
 
 RNGD = Dialect(

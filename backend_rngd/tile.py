@@ -30,7 +30,7 @@ from .isa.container import CacheIo, Relocation, TensorIo
 from .isa.container import Region as HbmRegion
 from .isa.layout import Layout, features_per_slice, heads
 from .isa.rules import SLICES_PER_PE
-from .lower_block import Argument, BlockLowering, LoweredBlock, Need, Result
+from .lower_block import Argument, BlockLowering, LoweredBlock, Need, Result, whole_of
 from .place import assign_addresses
 from .rngd import CallOp, ProgramOp, RegionOp
 from .supported import unsupported
@@ -171,20 +171,16 @@ class _ProgramLowering:
         return self._cache(value, number - len(INPUTS))
 
     def _parameter(self, value: SSAValue, need: Argument, layout: Layout) -> RegionOp:
-        begin, end = list(need.begin), list(need.end)
-        while isinstance(value.owner, nn.SliceOp):
-            start, dim = value.owner.start.value.data, value.owner.dim.value.data
-            begin[dim] += start
-            end[dim] += start
-            value = value.owner.x
+        assert need.part is not None
+        value, part = whole_of(value, need.part)
         source = value.owner
         assert isinstance(source, nn.GetParameterOp), source
         name = source.parameter.root_reference.data
         relocation = Relocation(
             tensor=name,
             shape=shape_of(value),
-            begin=tuple(begin),
-            end=tuple(end),
+            begin=part.begin,
+            end=part.end,
             layout=layout,
         )
         return self._region(relocation, name, parameter=relocation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -35,12 +35,23 @@ class CommandGroup(click.Group):
             return None
         return with_debug(import_module(f".{cmd_name}", __package__).command)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Options of the group itself, which are parsed before `invoke`."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as usage:
+            _end_wrong_usage(ctx, usage)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a failure ends the process with its exit code."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as usage:
+            _end_wrong_usage(ctx, usage)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
-            raise  # click's own: usage errors, --help, a reader that has gone
+            raise  # click's own: --help, a reader that has gone
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -51,6 +62,13 @@ class CommandGroup(click.Group):
                 error = errors.internal_error(error)
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+
+
+def _end_wrong_usage(ctx: click.Context, usage: click.UsageError) -> NoReturn:
+    """Say in our form what click found wrong with the command line."""
+    error = errors.wrong_usage((usage.ctx or ctx).command_path, usage.format_message())
+    click.echo(str(error), err=True)
+    ctx.exit(error.exit_code)
 
 
 def with_debug(command: click.Command) -> click.Command:

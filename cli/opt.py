@@ -6,6 +6,8 @@ from typing import TextIO
 
 import click
 
+from .. import errors
+
 
 @click.command("opt")
 @click.argument("file", type=click.File(encoding="utf-8"))
@@ -26,7 +28,7 @@ def command(file: TextIO, passes: str, split_input_file: bool) -> None:
     from ..passes.opt_tool import run_opt
 
     text = run_opt(
-        file.read(),
+        _read(file),
         passes,
         split_input_file,
         registry=PASSES,
@@ -34,3 +36,11 @@ def command(file: TextIO, passes: str, split_input_file: bool) -> None:
         filename=file.name,
     )
     click.echo(text, nl=False)
+
+
+def _read(file: TextIO) -> str:
+    """Raises: IRV008 if it is not UTF-8."""
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise errors.ir_text_not_parsed(at=file.name, cause=f"it is not text: {error}") from error

@@ -47,7 +47,7 @@ def _token_list(value: str) -> list[int]:
 )
 @click.option(
     "--weights-from",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
     help="Take the weights from this checkpoint, for an artifact without weights.",
 )

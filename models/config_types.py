@@ -85,14 +85,6 @@ class PagedAttentionConfig:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """Into how many parts a model is cut: over PEs, and over pipeline stages."""
-
-    tensor_parallel_size: int
-    pipeline_parallel_size: int = 1
-
-
-@dataclass(frozen=True)
 class SchedulerConfig:
     """How the runtime queues requests; `runtime_config.json` carries it in an artifact."""
 

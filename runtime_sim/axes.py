@@ -251,7 +251,7 @@ def _contracted(c: Exec, kept: int) -> Packet:
     if row >= tree:
         repeats, columns = s.elements // row, row // tree
         if not c.vector.reduce_columns:
-            repeats, columns = _trim(repeats, columns, kept)
+            repeats, columns = _trim(columns, kept)
         axes = (
             _column_axis(c, repeats, row // tree, a * row, 0),
             _column_axis(c, columns, 1, a * tree, 0, trf=size * tree),
@@ -267,7 +267,7 @@ def _contracted(c: Exec, kept: int) -> Packet:
     return Packet(axes, direct, s.elements)
 
 
-def _trim(outer: int, inner: int, kept: int) -> tuple[int, int]:
+def _trim(inner: int, kept: int) -> tuple[int, int]:
     """The smallest rectangle of columns that holds the first `kept`."""
     if kept <= inner:
         return 1, kept

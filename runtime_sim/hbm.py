@@ -20,7 +20,7 @@ from . import numerics
 
 Array = np.ndarray
 TensorSource = Callable[[str], Array]
-"""A checkpoint: tensor name -> array in the checkpoint's own layout."""
+"""A checkpoint: tensor name -> array in the checkpoint's own layout. Raises: KeyError."""
 
 KEPT_BYTES = 1 << 20
 """Parameters up to this size stay placed."""
@@ -117,7 +117,10 @@ class Parameter(Region):
         r = self.relocation
         if self.source is None:
             raise errors.program_not_ready(f"`{r.tensor}` has no value", "Device.load")
-        tensor = self.source(r.tensor)
+        try:
+            tensor = self.source(r.tensor)
+        except KeyError:
+            raise errors.parameter_mismatch(r.tensor, "no such tensor") from None
         if tuple(tensor.shape) != r.shape:
             problem = f"shape {list(tensor.shape)}, the program expects {list(r.shape)}"
             raise errors.parameter_mismatch(r.tensor, problem)

@@ -7,7 +7,6 @@ unknown code or a count out of range is a `BinaryError` that names the record an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -597,10 +596,3 @@ def _must_round_trip(record: Record, encoded: np.ndarray, where: str) -> None:
     if got != expected:
         at = next(i for i, (x, y) in enumerate(zip(got, expected, strict=True)) if x != y)
         raise errors.bad_record_field(where, f"byte {at}", got[at], f"{expected[at]} (reserved)")
-
-
-ENCODERS: dict[type, Callable[[Any], np.ndarray]] = {
-    Exec: encode_exec,
-    Dma: encode_dma,
-    Control: encode_control,
-}

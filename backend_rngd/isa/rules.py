@@ -349,5 +349,3 @@ def _result_dtype(c: Exec) -> DType:
 
 
 result_dtype = _result_dtype
-commit_axes = _commit_axes
-out_inside = _out_inside

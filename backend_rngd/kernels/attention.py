@@ -39,7 +39,7 @@ from ..isa.instructions import (
     Vector,
     VectorOp,
 )
-from ..isa.layout import FeatureOrder, heads
+from ..isa.layout import heads
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import LANES, SLICES_PER_PE, TRANSPOSER_ROWS, TRF_BYTES
 
@@ -689,8 +689,3 @@ class _RoundKernel:
         self, context: Context, counters: list[Counter], stream: Stream, **ports: Any
     ) -> None:
         self.emit.exec(context, counters, stream, valid_slices=self.turn.slices, **ports)
-
-
-def value_order(kv_heads: int, head_dim: int) -> FeatureOrder:
-    """The order in which keys without rotary embedding, and values, are produced."""
-    return heads(kv_heads, head_dim, rotary=False)

@@ -70,6 +70,13 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr[:13]) == (1, "error[ART009]")
 
 
+def test_an_artifact_has_no_single_disassembly(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a")
+    result = CliRunner().invoke(main, ["inspect", str(path), "--disasm"])
+    assert (result.exit_code, result.stderr[:13]) == (1, "error[ART010]")
+    assert f"`furiosa-llm inspect {path}` lists the .vedf files" in result.stderr
+
+
 def test_a_file_that_is_no_binary(tmp_path: Path) -> None:
     (tmp_path / "x.vedf").write_bytes(b"x")
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "x.vedf")])

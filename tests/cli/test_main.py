@@ -73,12 +73,21 @@ def test_help_answers_in_half_a_second() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["build"], ["run"], ["inspect", "--nonsense", "x"], ["opt", "not-there.mlir"]],
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["build"],
+        ["run"],
+        ["inspect", "--nonsense", "x"],
+        ["opt", "not-there.mlir"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(main, arguments, prog_name="furiosa-llm")
     assert result.exit_code == 2
-    assert "Error" in result.output
+    assert result.stderr.startswith("error[ENV004]")
+    command = " ".join(["furiosa-llm", *(name for name in arguments[:1] if name in COMMANDS)])
+    assert f"next: run `{command} --help`" in result.stderr
     assert "Traceback" not in result.output
 
 

@@ -110,3 +110,5 @@ def test_without_weights_the_checkpoint_must_be_named(tmp_path: Path) -> None:
     assert run(path, "--prompt-token-ids", "1", "--weights-from", str(weights)).exit_code == 0
     result = run(path, "--prompt-token-ids", "1", "--weights-from", str(tmp_path))
     assert (result.exit_code, result.stderr[:13]) == (1, "error[CKP001]")
+    result = run(path, "--prompt-token-ids", "1", "--weights-from", str(tmp_path / "not-there"))
+    assert (result.exit_code, result.stderr[:13]) == (2, "error[ENV004]")
