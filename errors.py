@@ -237,6 +237,18 @@ def malformed_model_option(item: str) -> CompileError:
     )
 
 
+def ir_directory_in_use(directory: str) -> FuriosaLLMError:
+    """BLD013: `--dump-ir` names a directory that has files."""
+    return FuriosaLLMError(
+        "BLD013",
+        f"will not write IR to `{directory}`",
+        at="--dump-ir",
+        cause="it is not empty, and files of two builds would mix",
+        next_step="name a new directory, or empty this one",
+        exit_code=2,
+    )
+
+
 def context_unknown(model: str) -> CompileError:
     """BLD012: the model's config does not say how long its context is."""
     return CompileError(
@@ -772,7 +784,8 @@ def unsupported_by_backend(problems: Sequence[tuple[str, str]]) -> CompileError:
         f"operators that cannot be compiled for RNGD yet: {len(problems)}",
         at=problems[0][0],
         cause=f"the backend cannot run these:{lines}",
-        next_step="use a model of a supported family (README, section Limits)",
+        next_step="use a model of a supported family (README, section Limits), or what the lines "
+        "above advise",
     )
 
 

@@ -85,6 +85,8 @@ class ArtifactBuilder:
             raise errors.unknown_weights_mode(weights, get_args(WeightsMode))
         target = Path(save_dir).absolute()
         atomic.check_replaceable(target)
+        if dump_ir is not None and Path(dump_ir).exists() and any(Path(dump_ir).iterdir()):
+            raise errors.ir_directory_in_use(str(dump_ir))
         _check_libraries()
         progress("reading the model")
         source = open_model(self.model_id_or_path, weights=weights != "skip")
@@ -107,13 +109,12 @@ class ArtifactBuilder:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
         model = compile_model(source.config, buckets, self.last_token_only, dump_ir, progress)
-        # Before the long part: weights that do not fit stop the build here.
-        bound = (
-            None
-            if weights == "skip"
-            else bind_parameters(model.parameters, source.checkpoint, tied=source.tied)
-        )
-
+        # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
+        stored, bound = ParameterFiles({}, {}), None
+        if weights != "skip":
+            bound = bind_parameters(model.parameters, source.checkpoint, tied=source.tied)
+        if bound is not None and weights == "link":
+            stored = link_parameters(directory, bound)
         for kind, count in bound.conversions().items() if bound is not None else ():
             warn(f"tensors converted from {kind} to bf16: {count}")
 
@@ -123,11 +124,9 @@ class ArtifactBuilder:
             files |= write_all(directory, {name: data})
             binaries.append(Binary(bucket, name, read_program(data)))
 
-        stored = ParameterFiles({}, {})
-        if bound is not None:
+        if bound is not None and weights == "copy":
             progress("storing the weights")
-            store = copy_parameters if weights == "copy" else link_parameters
-            stored = store(directory, bound)
+            stored = copy_parameters(directory, bound)
 
         build = Build(
             name=self.name,

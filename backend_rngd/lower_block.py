@@ -33,7 +33,8 @@ from .isa.layout import (
 )
 from .isa.plan import Memory
 from .kernels import elementwise, rows
-from .kernels.attention import VRF_ROWS, Inputs, PagedAttention, attention_rounds
+from .kernels.attention import Inputs, PagedAttention
+from .kernels.attention_tiling import VRF_ROWS, attention_rounds
 from .kernels.cache import write_cache
 from .kernels.linear import linear
 from .kernels.norm import rms_norm

@@ -27,7 +27,8 @@ def _reason(op: Operation) -> str | None:
             turning, head_dim = 2 * len(op.inv_freq.get_values()), shape_of(op.x)[-1]
             return None if turning == head_dim else f"only {turning} of {head_dim} features turn"
         case paged.AttentionOp() if op.window is not None:
-            return "sliding windows shorter than the bucket are not supported"
+            window = op.window.value.data
+            return f"the bucket is longer than its window: use lengths up to {window}"
         case nn.TransposeOp():
             dims = {op.dim0.value.data, op.dim1.value.data}
             return None if dims == {1, 2} else f"transpose of dims {sorted(dims)}"

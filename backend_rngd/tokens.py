@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..models.config_types import Bucket
 from .isa.rules import LANES
-from .kernels.attention import key_count
+from .kernels.attention_tiling import key_count
 
 SEQUENCE_CHUNK_TOKENS = 64
 """Where there is attention, parts of one sequence are multiples of this, so that the keys before

@@ -21,6 +21,7 @@ from typing import Any, TypeGuard, get_type_hints
 import yaml
 
 from ... import errors
+from . import rules
 
 SCHEMA = 1
 DEFAULT_MACHINE = "book"
@@ -250,6 +251,19 @@ class Machine:
         return cycles / self.chip.clock_hertz * 1e6
 
 
+RECORD_GEOMETRY: Mapping[str, int] = MappingProxyType(
+    {
+        "chip.slices_per_pe": rules.SLICES_PER_PE,
+        "chip.lanes_per_slice": rules.LANES,
+        "dm.bytes_per_slice": rules.DM_BYTES,
+        "trf.logical_bytes": rules.TRF_BYTES,
+        "vrf.capacity_bytes": rules.VRF_BYTES,
+        "accumulator.cells": rules.ACCUMULATOR_CELLS,
+    }
+)
+"""Sizes that a binary's addresses rest on: a description cannot change them."""
+
+
 def load_machine(name_or_path: str | Path = DEFAULT_MACHINE) -> Machine:
     """The description with that name, or in that file (anything with a slash or `.yaml`).
 
@@ -302,6 +316,10 @@ def parse_machine(text: str, where: str) -> Machine:
     built = {
         name: _section(where, name, hints[name], document[name], parameters) for name in sections
     }
+    for path, size in RECORD_GEOMETRY.items():
+        if parameters[path].value != size:
+            problem = f"{parameters[path].value}, but binaries are made for {size}"
+            raise errors.bad_machine(where, path, problem)
     return Machine(name=document["name"], parameters=MappingProxyType(parameters), **built)
 
 

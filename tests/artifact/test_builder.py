@@ -180,3 +180,13 @@ def test_options_that_mean_nothing_are_refused(model: Path, tmp_path: Path) -> N
         ArtifactBuilder(model, tensor_parallel_size=4)
     with pytest.raises(TypeError, match="bucket"):
         ArtifactBuilder(model, bucket=[(1, 16)])  # type: ignore[call-arg]
+
+
+def test_ir_does_not_go_where_files_are(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "ir").mkdir()
+    (tmp_path / "ir" / "00-import.mlir").write_text("of another build")
+    with pytest.raises(FuriosaLLMError) as caught:
+        ArtifactBuilder(model, **BUCKETS).build(tmp_path / "out", dump_ir=tmp_path / "ir")
+    assert caught.value.code == "BLD013"
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_llm.backend_rngd.isa.rules import LANES, SLICES_PER_PE, TRF_BYTES, VRF_BYTES
-from furiosa_llm.backend_rngd.kernels.attention import (
+from furiosa_llm.backend_rngd.kernels.attention_tiling import (
     KEY_TILE_BYTES,
     KEY_UNIT,
     attention_rounds,

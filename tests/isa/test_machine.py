@@ -104,6 +104,7 @@ def test_a_file_can_replace_the_book(tmp_path: Path) -> None:
         (changed("dma", "engines", unit=None), "dma.engines.unit", "missing"),
         (changed("dma", "engines", colour="red"), "dma.engines.colour", "no such parameter"),
         (changed("dma", "startup_cycles", value=700), "dma.startup_cycles.range", "lies outside"),
+        (changed("chip", "slices_per_pe", value=16), "chip.slices_per_pe", "are made for 64"),
         (changed("dma", "startup_cycles", range=[1]), "dma.startup_cycles.range", "[low, high]"),
         (BOOK_TEXT.replace("  channels:", "  chanels:"), "hbm.chanels", "mean hbm.channels?"),
         (BOOK_TEXT.replace("\npcie:", "\npcix:"), "pcix", "no such parameter"),
