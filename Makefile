@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 DEMO_ARTIFACT ?= demo-artifact
-DEMO_PROMPT ?= The capital of France is
+DEMO_PROMPT ?= Gravity is
 
 # What a strict editable install links one by one: the package's own files.
 PACKAGE_FILES = find . -type d \( -name '.?*' -o -name build -o -name tests -o -name benchmarks \

@@ -1385,7 +1385,8 @@ def no_parameters(artifact: str) -> FuriosaLLMError:
         "the artifact has no weights",
         at=artifact,
         cause="it was built with `--weights skip`",
-        next_step="pass --weights-from DIR (weights_from= in Python) with the model's checkpoint",
+        next_step="pass --weights-from DIR (weights_from= in Python) with the model's safetensors "
+        "files, or another artifact of it; a GGUF model needs `--weights copy`",
     )
 
 

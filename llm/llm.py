@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from statistics import fmean
 from typing import cast
@@ -95,6 +96,8 @@ class LLM:
         texts: list[str | None]
         if prompts is not None:
             single = isinstance(prompts, str)
+            if not single and not _is_list_of(prompts, str):
+                raise errors.bad_prompts(f"prompts are texts, not {prompts!r:.60}")
             texts = [prompts] if isinstance(prompts, str) else list(prompts)
             ids = [self.tokenizer.encode(text or "") for text in texts]
         else:
@@ -207,7 +210,16 @@ class LLM:
 
 
 def _token_lists(prompts: Seq[int] | Seq[Seq[int]]) -> tuple[bool, list[list[int]]]:
-    """Whether it is one prompt, and the prompts."""
-    if prompts and isinstance(prompts[0], int):
+    """Whether it is one prompt, and the prompts. Raises: RUN010."""
+    if prompts and _is_list_of(prompts, Integral):
         return True, [list(cast(Seq[int], prompts))]
+    if not isinstance(prompts, Seq) or not all(_is_list_of(prompt, Integral) for prompt in prompts):
+        raise errors.bad_prompts(f"prompts are lists of token ids, not {prompts!r:.60}")
     return False, [list(prompt) for prompt in cast(Seq[Seq[int]], prompts)]
+
+
+def _is_list_of(values: object, kind: type) -> bool:
+    """Whether it is a sequence, though no text, of such values."""
+    if not isinstance(values, Seq) or isinstance(values, str | bytes):
+        return False
+    return all(isinstance(value, kind) for value in values)
