@@ -295,7 +295,14 @@ class Emitter:
         """One run per slice from HBM, where the slices' runs follow each other."""
         self.dma([(SLICES_PER_PE, run_bytes, SLICE_ADDRESS_BYTES)], run_bytes, source, destination)
 
-    def load_vrf(self, source: Ref, elements: int, label: str, dtype: DType = DType.F32) -> Ref:
+    def load_vrf(
+        self,
+        source: Ref,
+        elements: int,
+        label: str,
+        dtype: DType = DType.F32,
+        valid_slices: int = 0,
+    ) -> Ref:
         """`elements` values of DM as 32-bit words in a new VRF buffer, by the sub context."""
         vrf = self.alloc(Memory.VRF, 4 * elements, label)
         run = math.gcd(elements, 8)
@@ -308,6 +315,7 @@ class Emitter:
             out=vrf,
             out_dtype=DType.F32 if dtype == DType.BF16 else dtype,
             commit=Commit(Sink.VRF, columns=run),
+            valid_slices=valid_slices,
         )
         return vrf
 

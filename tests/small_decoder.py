@@ -10,12 +10,14 @@ import ml_dtypes
 import numpy as np
 from xdsl.context import Context
 from xdsl.dialects import func
-from xdsl.dialects.builtin import FunctionType, ModuleOp, bf16, i32
+from xdsl.dialects.builtin import FunctionType, IntegerAttr, ModuleOp, bf16, i32, i64
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
 from furiosa_llm.backend_rngd.encode import encode_program
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
+from furiosa_llm.backend_rngd.place import PlacePass
+from furiosa_llm.backend_rngd.rngd import AllocOp
 from furiosa_llm.ir import nn, paged, provenance
 from furiosa_llm.ir.types import tensor
 from furiosa_llm.models.config_types import Bucket
@@ -73,13 +75,28 @@ class Decoder:
     def module(self) -> ModuleOp:
         return _ModuleBuilder(self).build()
 
-    def program(self) -> Program:
-        """The binary's program, through the whole backend."""
+    def program(self, *, apart: bool = False) -> Program:
+        """The binary's program, through the whole backend.
+
+        `apart` gives each buffer of data memory bytes of its own, so that no buffer is taken for
+        written because an older one had been.
+        """
         module, context = self.module(), Context()
         for step in backend_phase(self.bucket):
             step.apply(context, module)
+            if apart and isinstance(step, PlacePass):
+                _keep_apart(module)
             module.verify()
         return encode_program(module, "small")
+
+
+def _keep_apart(module: ModuleOp) -> None:
+    for block in module.ops:
+        end = 0
+        for op in block.walk():
+            if isinstance(op, AllocOp) and op.memory == "dm":
+                op.address = IntegerAttr(end, i64)
+                end += op.size_bytes
 
 
 @dataclass

@@ -157,7 +157,7 @@ class _RoundKernel:
     def _key_select(self) -> Ref:
         """Per key 8 bytes, the first word all ones if the key is inside its sequence's length."""
         lengths = self._per_slice(self.inputs.lengths, self.inputs.length_bytes, 8, "length")
-        vrf = self.emit.load_vrf(lengths, 2, "length", DType.I32)
+        vrf = self._load_vrf(lengths, 2, "length", DType.I32)
         select = self.emit.alloc(Memory.DM, self.turn.keys * 8, "key_select")
         self._exec(
             Context.MAIN,
@@ -191,7 +191,7 @@ class _RoundKernel:
             rows.tokens * 8,
             "positions",
         )
-        vrf = self.emit.load_vrf(positions, 2 * rows.tokens, "positions", DType.I32)
+        vrf = self._load_vrf(positions, 2 * rows.tokens, "positions", DType.I32)
         bias = self.emit.alloc(Memory.DM, self.turn.keys * columns * 4, "bias")
         run = 2 if single else LANES
         self._exec(
@@ -245,7 +245,7 @@ class _RoundKernel:
             index=index,
             row_bytes=slot_bytes,
         )
-        select = self.emit.load_vrf(
+        select = self._load_vrf(
             self.select.at(first * 8), 2 * turn.key_tile, "key_select", DType.I32
         )
         self._exec(
@@ -287,7 +287,7 @@ class _RoundKernel:
         vrf = None
         op = VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0)
         if single:
-            vrf = self.emit.load_vrf(bias.at(first * 8), 2 * self.turn.key_tile, "bias")
+            vrf = self._load_vrf(bias.at(first * 8), 2 * self.turn.key_tile, "bias")
             op = VectorOp(Alu.FMA, Op.FMA, y=Source.IMM0, z=Source.VRF)
         self._exec(
             Context.MAIN,
@@ -420,7 +420,7 @@ class _RoundKernel:
 
     def _exponentials(self, rows: Rows, scores: Ref, maxima: Ref) -> Ref:
         """exp(score - maximum) as bf16, turned to [row][key]."""
-        vrf = self.emit.load_vrf(maxima, rows.count, "maxima")
+        vrf = self._load_vrf(maxima, rows.count, "maxima")
         row_bytes = self.turn.keys * 2
         probabilities = self.emit.alloc(Memory.DM, rows.count * row_bytes, "probabilities")
         self._exec(
@@ -559,7 +559,7 @@ class _RoundKernel:
 
     def _store(self, rows: Rows, values: Ref, sums: Ref) -> None:
         """values / sums, rounded once to bf16, back to the features of the tokens."""
-        vrf = self.emit.load_vrf(sums, 2 * rows.count, "sums")
+        vrf = self._load_vrf(sums, 2 * rows.count, "sums")
         result = self.emit.alloc(Memory.DM, rows.count * 2 * self.head_dim, "attended")
         self._exec(
             Context.MAIN,
@@ -582,3 +582,6 @@ class _RoundKernel:
         self, context: Context, counters: list[Counter], stream: Stream, **ports: Any
     ) -> None:
         self.emit.exec(context, counters, stream, valid_slices=self.turn.slices, **ports)
+
+    def _load_vrf(self, source: Ref, elements: int, label: str, dtype: DType = DType.F32) -> Ref:
+        return self.emit.load_vrf(source, elements, label, dtype, self.turn.slices)

@@ -92,9 +92,9 @@ def reference(case: Case) -> Array:
     return valid(case, outputs[0].float().numpy())
 
 
-def simulated(case: Case, garbage: float = float("nan")) -> Array:
+def simulated(case: Case, garbage: float = float("nan"), *, apart: bool = False) -> Array:
     """Logits of the valid rows; padding tokens and unused slots hold `garbage`."""
-    program = case.decoder.program()
+    program = case.decoder.program(apart=apart)
     check_order(program)
     device = Device()
     weights = case.decoder.weights()
@@ -163,6 +163,9 @@ CASES = {
     "long context in tiles": Case(
         Decoder(Bucket.decode(1, 300), heads=64, kv_heads=64, head_dim=128, layers=1), (290,)
     ),
+    "sixteen query heads on one kv head": Case(
+        Decoder(Bucket.prefill(1, 64), heads=16, kv_heads=1, head_dim=24, layers=1), (45,)
+    ),
     "heads that share a slice": Case(
         Decoder(Bucket.decode(2, 24), heads=72, kv_heads=36, head_dim=16, layers=1), (5, 24)
     ),
@@ -180,6 +183,15 @@ def test_garbage_in_padding_changes_no_bit(name: str) -> None:
     clean = simulated(case, garbage=0.0)
     for garbage in (float("nan"), float("inf"), -3e38, 7.0):
         assert simulated(case, garbage).tobytes() == clean.tobytes()
+
+
+FIT_APART = [name for name in CASES if name not in ("prefill in parts", "long context in tiles")]
+
+
+@pytest.mark.parametrize("name", FIT_APART)
+def test_every_buffer_is_written_before_it_is_read(name: str) -> None:
+    case = CASES[name]
+    assert simulated(case, apart=True).tobytes() == simulated(case).tobytes()
 
 
 @settings(max_examples=15)
