@@ -33,6 +33,8 @@ Where = Callable[[], str]
 
 TILE_BYTES = 32 << 10
 """Transfers of a parameter from this size on are remembered instead of made."""
+MAX_COMPARED_STEPS = 1 << 22
+"""Steps of a transfer whose addresses are compared one by one when its loops do not nest."""
 OFFSET_MASK = (1 << REGION_SHIFT) - 1
 
 
@@ -114,8 +116,23 @@ def _must_not_overlap(c: Dma, destination: End, where: Where) -> None:
     ]
     for stride, n in sorted(loops):
         if stride < extent:
-            raise errors.overlapping_transfer(where())
+            break
         extent += stride * (n - 1)
+    else:
+        return
+    # Loops that do not nest can still keep apart: heads of one slice between those of others.
+    if _closest(loops) < c.run:
+        raise errors.overlapping_transfer(where())
+
+
+def _closest(loops: Sequence[tuple[int, int]]) -> int:
+    """The smallest distance in bytes between two steps of the loops; 0 if there are too many."""
+    if math.prod(n for _, n in loops) > MAX_COMPARED_STEPS:
+        return 0
+    starts = np.zeros(1, np.int64)
+    for stride, n in loops:
+        starts = (starts[:, None] + np.arange(n) * stride).reshape(-1)
+    return int(np.diff(np.sort(starts)).min())
 
 
 def _width(*bytes_: int) -> int:

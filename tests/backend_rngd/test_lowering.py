@@ -166,6 +166,9 @@ CASES = {
     "sixteen query heads on one kv head": Case(
         Decoder(Bucket.prefill(1, 64), heads=16, kv_heads=1, head_dim=24, layers=1), (45,)
     ),
+    "heads between those of other slices": Case(
+        Decoder(Bucket.decode(3, 106), heads=70, kv_heads=10, head_dim=40, layers=1), (59, 22, 53)
+    ),
     "heads that share a slice": Case(
         Decoder(Bucket.decode(2, 24), heads=72, kv_heads=36, head_dim=16, layers=1), (5, 24)
     ),

@@ -206,6 +206,7 @@ def transfer(**changes: object) -> Dma:
         ("SIM015", {"destination": Side(Space.DM, SLICE, (SLICE, 64))}),
         ("SIM016", {"destination": Side(Space.DM, 0, (SLICE, 32))}),
         ("SIM016", {"destination": Side(Space.DM, 0, (0, 64))}),
+        ("SIM016", {"destination": Side(Space.DM, 0, (64, 64))}),
         ("SIM018", {"n": (65535,) * 4, "source": Side(Space.HBM, 0, (0,) * 4),
                     "destination": Side(Space.HBM, 0, (0,) * 4)}),
     ],
