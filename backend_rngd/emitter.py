@@ -39,6 +39,10 @@ UNROLL_LIMIT = 8
 """Longest loop that is written out: only straight code overlaps from one turn to the next."""
 
 
+NO_VECTOR = Vector()
+FORWARD = Switch()
+
+
 @dataclass(frozen=True)
 class Index:
     """A loop's counter: a number when the loop is written out, else its depth among repeats."""
@@ -165,8 +169,8 @@ class Emitter:
         trf: Ref | None = None,
         vrf: Ref | None = None,
         contraction: Contraction | None = None,
-        vector: Vector = Vector(),  # noqa: B008 - frozen
-        switch: Switch = Switch(),  # noqa: B008 - frozen
+        vector: Vector = NO_VECTOR,
+        switch: Switch = FORWARD,
         trf_lanes: int = 8,
         valid_slices: int = 0,
     ) -> None:
