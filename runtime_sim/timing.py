@@ -1,9 +1,11 @@
 """How many cycles a program takes, and which module they belong to; values play no part.
 
 Three queues run side by side: main, sub, DMA. A command starts when the one before it in its
-queue has finished and its waits are satisfied; signals meet waits in program order. Iterations of
-a repeat and calls are fenced: all before them has finished. Each cycle belongs to the oldest
-unfinished command, so the rows of the modules add up to the total.
+queue has finished and its waits are satisfied; signals meet waits in program order. Commands that
+share a unit take turns in program order: main and sub the vector engine; while a custom bitmap for
+the switch is loaded, neither sub nor DMA commands run. Iterations of a repeat and calls are fenced:
+all before them has finished. Each cycle belongs to the oldest unfinished command, so the rows of
+the modules add up to the total.
 
 Costs are computed once per distinct plan, blocks once however many calls share them, and a
 repeat's body once, since its fenced iterations are alike.
@@ -149,6 +151,8 @@ class _Command:
     entry: int
     context: int
     cycles: int
+    vector_unit: bool
+    blocking_cycles: int
     waits: tuple[tuple[int, int], ...]
     signals: tuple[int, ...]
     provenance: int
@@ -245,10 +249,13 @@ def _nodes(
             yield _Repeat(command.count, body)
             continue
         head = command.head
+        cost = costs.of(command, f"{name}[{i - 1}]")
         yield _Command(
             entry=i - 1,
             context=int(head.context),
-            cycles=costs.of(command, f"{name}[{i - 1}]").total_cycles,
+            cycles=cost.total_cycles,
+            vector_unit=isinstance(cost, ExecCost) and cost.vector_unit,
+            blocking_cycles=cost.blocking_cycles if isinstance(cost, ExecCost) else 0,
             waits=tuple((wait.semaphore, wait.count) for wait in head.waits),
             signals=head.signals,
             provenance=head.provenance,
@@ -267,6 +274,8 @@ class _Clock:
         self._name = name
         self._free = [0] * len(Context)
         """When each queue's last command has finished."""
+        self._vector_free = 0
+        """When the last command with the vector engine has finished."""
         self._signals: dict[int, deque[int]] = {}
         """When each signal that nobody has taken yet was sent."""
         self._end = 0
@@ -294,6 +303,12 @@ class _Clock:
                 raise errors.deadlock(self._name, waiting, semaphore, count, len(sent))
             for _ in range(count):
                 start = max(start, self._signals[semaphore].popleft())
+        if command.vector_unit:
+            start = max(start, self._vector_free)
+            self._vector_free = start + command.cycles
+        if command.blocking_cycles:
+            start = max(start, *self._free)
+            self._free = [start + command.blocking_cycles] * len(Context)
         finish = start + command.cycles
         self._free[command.context] = finish
         for semaphore in command.signals:

@@ -50,6 +50,10 @@ class ExecCost:
     """What the pipeline needs to fill: the first result's way through all stages."""
     base_cycles: int
     total_cycles: int
+    vector_unit: bool
+    """It takes the unit of the vector and cast engines: no other pass uses that meanwhile."""
+    blocking_cycles: int
+    """For so long after its start no sub or DMA command starts: its bitmap is being loaded."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,24 @@ def exec_cost(plan: ExecPlan, machine: Machine) -> ExecCost:
     main = c.head.context == Context.MAIN
     base = control.exec_main_cycles if main else control.exec_sub_cycles
     latency = _fill_cycles(plan, machine)
-    total = base + max(engines.values()) + latency
-    return ExecCost(MappingProxyType(engines), latency, base, total)
+    custom = c.switch.topology == Topology.CUSTOM
+    return ExecCost(
+        engines=MappingProxyType(engines),
+        latency_cycles=latency,
+        base_cycles=base,
+        total_cycles=base + max(engines.values()) + latency,
+        vector_unit=uses_vector_engine(plan),
+        blocking_cycles=machine.switch.bitmap_load_cycles if custom else 0,
+    )
+
+
+def uses_vector_engine(plan: ExecPlan) -> bool:
+    """Whether the pass takes the unit of the vector and cast engines.
+
+    There is one such unit: a main and a sub command that both use it exclude each other. The
+    commit adapter's rounding of f32 to bf16 leaves it free.
+    """
+    return plan.command.vector.used or _uses_cast_engine(plan)
 
 
 def _fetch_cycles(plan: ExecPlan, machine: Machine) -> int:

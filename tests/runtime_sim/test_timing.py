@@ -19,11 +19,12 @@ from furiosa_llm.backend_rngd.isa.container import (
     read_program,
     write_program,
 )
-from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
+from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost, uses_vector_engine
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.expand import expand_commands
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
+    Birth,
     Commit,
     Context,
     Contraction,
@@ -41,6 +42,8 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Space,
     Step,
     Stream,
+    Switch,
+    Topology,
     Vector,
     VectorOp,
     Wait,
@@ -115,7 +118,7 @@ def test_queues_run_side_by_side() -> None:
     commands = (load(), add(), add(context=Context.SUB), add())
     timing = time_program(program(*commands), BOOK)
     assert block_cycles(timing) == max(
-        cycles(load()), 2 * cycles(add()), cycles(add(context=Context.SUB))
+        cycles(load()), 2 * cycles(add()) + cycles(add(context=Context.SUB))
     )
     assert timing.contexts == {
         "dma": cycles(load()),
@@ -124,6 +127,43 @@ def test_queues_run_side_by_side() -> None:
     }
     assert timing.engines["vector"] == 3 * 128
     assert timing.engines["dma"] == cycles(load())
+
+
+def copy(context: Context) -> Exec:
+    """A pass that leaves the vector engine alone."""
+    return replace(add(context=context), vector=Vector())
+
+
+def test_main_and_sub_take_turns_at_the_vector_engine() -> None:
+    main, sub = add(), add(context=Context.SUB)
+    assert block_cycles(time_program(program(main, sub), BOOK)) == cycles(main) + cycles(sub)
+    for pair in ((main, copy(Context.SUB)), (copy(Context.MAIN), sub)):
+        assert block_cycles(time_program(program(*pair), BOOK)) == max(map(cycles, pair))
+
+
+def test_a_cast_takes_the_vector_engine_but_rounding_in_the_commit_does_not() -> None:
+    def to(dtype: DType) -> Exec:
+        return replace(
+            copy(Context.MAIN),
+            counters=(Counter(64, a=32, commit=8 * dtype.bits // 8),),
+            commit_port=Port(base=65536, dtype=dtype),
+            commit=Commit(columns=8, column_stride=dtype.bits // 8),
+        )
+
+    expected = {DType.F32: False, DType.BF16: False, DType.F8E4M3: True}
+    uses = {dtype: uses_vector_engine(plan_exec(to(dtype), "test")) for dtype in expected}
+    assert uses == expected
+
+
+def test_a_custom_bitmap_loads_while_sub_and_dma_stand_still() -> None:
+    everywhere = replace(
+        copy(Context.MAIN),
+        counters=(Counter(2, Birth.SLICE, commit=32, slices=1),),
+        switch=Switch(Topology.CUSTOM, ring=64),
+    )
+    load_cycles = BOOK.switch.bitmap_load_cycles
+    together = time_program(program(load(), everywhere, load(512)), BOOK)
+    assert block_cycles(together) == cycles(load()) + load_cycles + cycles(load(512))
 
 
 def test_a_wait_starts_when_its_signal_comes() -> None:
@@ -232,7 +272,7 @@ def timeline(commands: Sequence[Instruction], rows: int) -> list[int]:
     free = dict.fromkeys(Context, 0)
     signals: dict[int, list[int]] = {}
     finishes: list[tuple[int, int]] = []
-    stretch = 0
+    stretch = vector_free = 0
     for issued in expand_commands(commands, "test"):
         if issued.stretch != stretch:
             stretch = issued.stretch
@@ -241,7 +281,11 @@ def timeline(commands: Sequence[Instruction], rows: int) -> list[int]:
         cost = exec_cost(plan, BOOK) if isinstance(plan, ExecPlan) else dma_cost(plan, BOOK)
         head = issued.command.head
         taken = [signals[w.semaphore].pop(0) for w in head.waits for _ in range(w.count)]
-        free[head.context] = max([free[head.context], *taken]) + cost.total_cycles
+        start = max([free[head.context], *taken])
+        if isinstance(plan, ExecPlan) and uses_vector_engine(plan):
+            start = max(start, vector_free)
+            vector_free = start + cost.total_cycles
+        free[head.context] = start + cost.total_cycles
         for semaphore in head.signals:
             signals.setdefault(semaphore, []).append(free[head.context])
         finishes.append((free[head.context], head.provenance))
