@@ -249,6 +249,18 @@ def ir_directory_in_use(directory: str) -> FuriosaLLMError:
     )
 
 
+def unknown_optimization_level(level: object, known: Iterable[int]) -> CompileError:
+    """BLD014: `optimization_level` is not one of the known ones."""
+    return CompileError(
+        "BLD014",
+        f"unknown optimization level {level}",
+        at="optimization_level",
+        cause="0 keeps the program's order, 1 overlaps inside each kernel, 2 across kernels",
+        next_step=f"use one of {', '.join(str(one) for one in known)}",
+        exit_code=2,
+    )
+
+
 def context_unknown(model: str) -> CompileError:
     """BLD012: the model's config does not say how long its context is."""
     return CompileError(

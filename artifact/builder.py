@@ -27,7 +27,7 @@ from .describe import (
 )
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
 from .reader import running_version, sha256_of
-from .schema import FileEntry, WeightsMode
+from .schema import FileEntry, OptimizationLevel, WeightsMode
 
 COMPILER_LIBRARIES = ("torch", "transformers", "xdsl")
 
@@ -42,8 +42,10 @@ class ArtifactBuilder:
     batch size and attention length in tokens; with none at all there is one prefill and one
     decode bucket of batch 1 and 2,048 tokens, or the model's context if that is shorter. With
     `calculate_logit_only_for_last_token=False`, prefill gives logits of every prompt token.
+    `optimization_level` 0 keeps commands in program order, 1 overlaps them inside each kernel, 2
+    across the kernels of a block.
 
-    Raises: BLD002, BLD003, BLD005.
+    Raises: BLD002, BLD003, BLD005, BLD014.
     """
 
     def __init__(
@@ -55,14 +57,18 @@ class ArtifactBuilder:
         prefill_buckets: Sequence[BucketShape] = (),
         decode_buckets: Sequence[BucketShape] = (),
         calculate_logit_only_for_last_token: bool = True,
+        optimization_level: OptimizationLevel = 2,
     ) -> None:
         if tensor_parallel_size != 1:
             raise errors.unsupported_tensor_parallel(tensor_parallel_size)
+        if optimization_level not in get_args(OptimizationLevel):
+            raise errors.unknown_optimization_level(optimization_level, get_args(OptimizationLevel))
         self.model_id_or_path = model_id_or_path
         self.model_id = _model_id(model_id_or_path)
         self.name = name or self.model_id
         self.buckets = parse_buckets(prefill_buckets, decode_buckets)
         self.last_token_only = calculate_logit_only_for_last_token
+        self.level = optimization_level
 
     def build(
         self,
@@ -108,7 +114,9 @@ class ArtifactBuilder:
     ) -> None:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
-        model = compile_model(source.config, buckets, self.last_token_only, dump_ir, progress)
+        model = compile_model(
+            source.config, buckets, self.last_token_only, self.level, dump_ir, progress
+        )
         # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
         stored, bound = ParameterFiles({}, {}), None
         if weights != "skip":
@@ -136,6 +144,7 @@ class ArtifactBuilder:
             tools={library: version(library) for library in COMPILER_LIBRARIES},
             weights=weights,
             last_token_only=self.last_token_only,
+            level=self.level,
             binaries=binaries,
             parameters=model.parameters,
             parameter_file_of=stored.file_of,

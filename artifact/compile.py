@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..backend_rngd.isa.container import write_program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket
+from .schema import OptimizationLevel
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -30,11 +31,13 @@ def compile_model(
     config: Any,
     buckets: Sequence[Bucket],
     last_token_only: bool,
+    level: OptimizationLevel,
     dump_ir: Path | None,
     progress: Progress,
 ) -> CompiledModel:
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
+    `level` is how hard the scheduler tries, see `backend_phase`.
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
     follows. Binaries do not depend on what the model or its directory is called.
     Raises: FRO007 (import), BCKxxx and VED005 (backend).
@@ -46,7 +49,7 @@ def compile_model(
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
-        ((bucket, _binary(module, name, bucket, dump_ir, progress)) for bucket in buckets),
+        ((bucket, _binary(module, name, bucket, level, dump_ir, progress)) for bucket in buckets),
     )
 
 
@@ -64,7 +67,12 @@ def _import(config: Any, last_token_only: bool, dump_ir: Path | None) -> ModuleO
 
 
 def _binary(
-    shared: ModuleOp, name: str, bucket: Bucket, dump_ir: Path | None, progress: Progress
+    shared: ModuleOp,
+    name: str,
+    bucket: Bucket,
+    level: OptimizationLevel,
+    dump_ir: Path | None,
+    progress: Progress,
 ) -> bytes:
     """One bucket's binary; the shared module stays as it is."""
     from ..backend_rngd.encode import encode_program
@@ -76,7 +84,7 @@ def _binary(
     module = shared.clone()
     run_passes(
         module,
-        [*bucket_phase(bucket), *backend_phase(bucket)],
+        [*bucket_phase(bucket), *backend_phase(bucket, level)],
         dump_dir=None if dump_ir is None else dump_ir / bucket.file_stem,
         input_name="model",
         context=make_context(DIALECTS),

@@ -13,7 +13,7 @@ from ..backend_rngd.isa.container import Program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket, SchedulerConfig
 from . import schema
-from .schema import FileEntry, WeightsMode
+from .schema import FileEntry, OptimizationLevel, WeightsMode
 
 BLOCK_SIZE = 1
 """Tokens per KV block."""
@@ -49,6 +49,7 @@ class Build:
     tools: Mapping[str, str]
     weights: WeightsMode
     last_token_only: bool
+    level: OptimizationLevel
     binaries: Sequence[Binary]
     parameters: Sequence[ParameterSpec]
     parameter_file_of: Mapping[str, str]
@@ -134,6 +135,7 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
         architecture=build.architecture,
         weights=build.weights,
         calculate_logit_only_for_last_token=build.last_token_only,
+        optimization_level=build.level,
         binaries=tuple(
             schema.BinaryEntry(bucket=binary.bucket.name, file=binary.file)
             for binary in build.binaries
@@ -152,8 +154,12 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
 
 
 def _derived_id(build: Build, files: Mapping[str, FileEntry]) -> str:
-    """A UUID of the name and the files' contents; linked files count by their size."""
-    content = [build.name, *([name, e.size_bytes, e.sha256] for name, e in sorted(files.items()))]
+    """A UUID of name, level and the files' contents; linked files count by their size."""
+    content = [
+        build.name,
+        build.level,
+        *([name, e.size_bytes, e.sha256] for name, e in sorted(files.items())),
+    ]
     digest = hashlib.sha256(json.dumps(content).encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=5))
 

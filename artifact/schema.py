@@ -23,12 +23,14 @@ RUNTIME_CONFIG_FILE = "runtime_config.json"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the artifact directory. A change that older readers cannot take raises it."""
 
 PRODUCT = "furiosa-llm-open"
 
 WeightsMode = Literal["copy", "link", "skip"]
+OptimizationLevel = Literal[0, 1, 2]
+"""0: program order. 1: overlap inside each kernel. 2: overlap across a block's kernels."""
 
 DTYPE_NAMED = {dtype.name: dtype for dtype in DTYPES.values()}
 """numpy and ml_dtypes types by name, such as `bfloat16`."""
@@ -233,6 +235,7 @@ class Manifest(Schema):
     architecture: str
     weights: WeightsMode
     calculate_logit_only_for_last_token: bool
+    optimization_level: OptimizationLevel
     binaries: tuple[BinaryEntry, ...]
     parameters: dict[str, ParameterEntry]
     tied: dict[str, str]

@@ -31,6 +31,7 @@ def summarize_artifact(path: Path) -> dict[str, Any]:
             "vocabulary_size": artifact.vocabulary_size,
         },
         "weights": manifest.weights,
+        "optimization_level": manifest.optimization_level,
         "tokenizer": artifact.has_file("tokenizer.json"),
         "buckets": [
             {

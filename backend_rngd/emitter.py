@@ -131,9 +131,13 @@ class Emitter:
         self.append(op)
         return Ref(op.buffer)
 
-    def trf(self) -> Ref:
-        """The whole register file: straight code loads it anew for each use."""
-        return self.alloc(Memory.TRF, TRF_BYTES, "trf")
+    def trf(self, size_bytes: int = TRF_BYTES) -> Ref:
+        """Half of the register file if `size_bytes` (of all lanes) fit there, else all of it.
+
+        Two halves can be filled and used side by side, whatever their numbers of lanes.
+        """
+        half = TRF_BYTES // 2
+        return self.alloc(Memory.TRF, half if size_bytes <= half else TRF_BYTES, "trf")
 
     def activation(
         self, order: FeatureOrder, tokens: int, label: str, dtype: DType = DType.BF16

@@ -50,6 +50,7 @@ from .rngd import (
     RegionOp,
     RepeatOp,
     WorkOp,
+    buffer_memory,
     steps_of,
 )
 
@@ -97,6 +98,9 @@ def _encode_exec(op: ExecOp, registers: Registers) -> Exec:
         if name not in ports:
             return old
         start, end = _extent(ports[name])
+        if buffer_memory(ports[name]) == "trf":
+            # A port addresses one lane, a buffer stands in all of them.
+            start, end = start // c.trf_lanes, end // c.trf_lanes
         return Port(start + old.base, old.dtype, registers.of(op, name), end)
 
     return replace(

@@ -11,13 +11,18 @@ from xdsl.passes import ModulePass
 from ..models.config_types import Bucket
 
 
-def backend_phase(bucket: Bucket) -> list[ModulePass]:
-    """Tensors of one bucket -> scheduled commands, ready to be encoded."""
+def backend_phase(bucket: Bucket, level: int = 2) -> list[ModulePass]:
+    """Tensors of one bucket -> synchronised commands, ready to be encoded.
+
+    `level` is that of `build -O`: 0 keeps the program's order, 1 overlaps commands inside each
+    kernel, 2 inside each block.
+    """
     from .place import PlacePass
     from .schedule import SchedulePass
+    from .synchronise import SynchronisePass
     from .tile import TilePass
 
-    return [TilePass.for_bucket(bucket), PlacePass(), SchedulePass()]
+    return [TilePass.for_bucket(bucket), SchedulePass(level), PlacePass(), SynchronisePass()]
 
 
 def _tile() -> type[ModulePass]:
@@ -38,6 +43,12 @@ def _schedule() -> type[ModulePass]:
     return SchedulePass
 
 
+def _synchronise() -> type[ModulePass]:
+    from .synchronise import SynchronisePass
+
+    return SynchronisePass
+
+
 def _rngd() -> Dialect:
     from .rngd import RNGD
 
@@ -45,6 +56,6 @@ def _rngd() -> Dialect:
 
 
 PASSES: Mapping[str, Callable[[], type[ModulePass]]] = MappingProxyType(
-    {"tile": _tile, "place": _place, "schedule": _schedule}
+    {"tile": _tile, "schedule": _schedule, "place": _place, "synchronise": _synchronise}
 )
 DIALECTS: Mapping[str, Callable[[], Dialect]] = MappingProxyType({"rngd": _rngd})

@@ -4,7 +4,7 @@ A module at this level holds the HBM regions of one bucket's program (`rngd.regi
 that calls share (`rngd.block`) and the order of the calls (`rngd.call`). Inside a block, buffers
 on chip come from `rngd.alloc`: virtual after `tile`, with addresses after `place`. A command is
 the instruction set's own text; its ports' bases are offsets into the buffers that are the
-operands. After `schedule` commands carry their waits and signals.
+operands. After `synchronise` commands carry their waits and signals.
 
 It has no interpreter: it is executed by encoding it and running the bytes.
 """
@@ -150,7 +150,7 @@ class AllocOp(IRDLOperation):
 
     @property
     def memory(self) -> str:
-        return _buffer_type(self.buffer).memory.data
+        return buffer_memory(self.buffer)
 
     @property
     def size_bytes(self) -> int:
@@ -169,6 +169,11 @@ class AllocOp(IRDLOperation):
 def _buffer_type(value: SSAValue) -> BufferType:
     assert isinstance(value.type, BufferType)
     return value.type
+
+
+def buffer_memory(value: SSAValue) -> str:
+    """dm, trf, vrf or hbm: where a buffer lies."""
+    return _buffer_type(value).memory.data
 
 
 PORT_MEMORY = {"a": "dm", "b": "dm", "trf": "trf", "vrf": "vrf"}

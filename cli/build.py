@@ -45,6 +45,10 @@ MODEL_OPTIONS = ("calculate_logit_only_for_last_token",)
 """Keys of --additional-model-config; all are booleans."""
 
 
+LEVELS: dict[str, Any] = {"0": 0, "1": 1, "2": 2}
+"""Values of -O."""
+
+
 def _warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
@@ -94,6 +98,14 @@ def _warn(message: str) -> None:
     help=f"Keys: {', '.join(MODEL_OPTIONS)} (True or False). Repeatable.",
 )
 @click.option(
+    "-O",
+    "optimization_level",
+    type=click.Choice(list(LEVELS)),
+    default="2",
+    show_default=True,
+    help="0: commands in program order, 1: overlapped inside each kernel, 2: across kernels.",
+)
+@click.option(
     "--dump-ir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -108,6 +120,7 @@ def command(
     decode_buckets: list[tuple[int, int]],
     weights: Any,
     model_options: dict[str, Any],
+    optimization_level: str,
     dump_ir: Path | None,
     as_json: bool,
 ) -> None:
@@ -124,6 +137,7 @@ def command(
         tensor_parallel_size=tensor_parallel_size,
         prefill_buckets=prefill_buckets,
         decode_buckets=decode_buckets,
+        optimization_level=LEVELS[optimization_level],
         **model_options,
     )
     with progress() as report:

@@ -42,6 +42,7 @@ def _print_artifact(summary: dict[str, Any]) -> None:
             ("model", f"{model['id']} ({model['architecture']})"),
             ("built by", summary["built_by"]),
             ("weights", summary["weights"]),
+            ("optimization level", f"-O{summary['optimization_level']}"),
             ("parameters", f"{sum(p['elements'] for p in parameters):,}"),
             ("parameter tensors", f"{len(parameters):,}"),
             ("tokenizer", "yes" if summary["tokenizer"] else "no"),

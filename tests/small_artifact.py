@@ -116,6 +116,7 @@ def write_artifact(
         tools={"torch": "0"},
         weights=weights,
         last_token_only=True,
+        level=2,
         binaries=binaries,
         parameters=specs,
         parameter_file_of=stored.file_of,

@@ -40,9 +40,9 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     asked: list[Any] = []
 
     def compile_model(
-        config: Any, buckets: Sequence[Bucket], last_token_only: bool, *options: Any
+        config: Any, buckets: Sequence[Bucket], last_token_only: bool, level: int, *options: Any
     ) -> CompiledModel:
-        asked.append((config.architectures[0], tuple(buckets), last_token_only))
+        asked.append((config.architectures[0], tuple(buckets), last_token_only, level))
         binaries = ((bucket, write_program(idle_program(bucket))) for bucket in buckets)
         return CompiledModel(specs_in(model), binaries)
 
@@ -97,7 +97,7 @@ def test_default_buckets_are_capped_to_the_context(
 ) -> None:
     ArtifactBuilder(model).build(tmp_path / "out", weights="skip")
     expected = (Bucket.prefill(1, 512), Bucket.decode(1, 512))
-    assert compiled == [("LlamaForCausalLM", expected, True)]
+    assert compiled == [("LlamaForCausalLM", expected, True, 2)]
 
 
 def test_all_logits_are_recorded_when_asked_for(
@@ -173,11 +173,25 @@ def test_a_config_without_a_context_length_is_refused(model: Path, tmp_path: Pat
         ArtifactBuilder(tmp_path / "model").build(tmp_path / "out", weights="skip")
 
 
+def test_the_optimization_level_is_recorded_and_part_of_the_identity(
+    model: Path, tmp_path: Path, compiled: list[Any]
+) -> None:
+    ArtifactBuilder(model, **BUCKETS).build(tmp_path / "2")
+    ArtifactBuilder(model, **BUCKETS, optimization_level=0).build(tmp_path / "0")
+    assert [asked[3] for asked in compiled] == [2, 0]
+    two, zero = (read_artifact(tmp_path / name) for name in "20")
+    assert (two.manifest.optimization_level, zero.manifest.optimization_level) == (2, 0)
+    # The replaced compiler gives the same binaries for both.
+    assert two.description.metadata.artifact_id != zero.description.metadata.artifact_id
+
+
 def test_options_that_mean_nothing_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FuriosaLLMError, match="BLD010"):
         ArtifactBuilder(model).build(tmp_path / "out", weights="move")  # type: ignore[arg-type]
     with pytest.raises(FuriosaLLMError, match="BLD005"):
         ArtifactBuilder(model, tensor_parallel_size=4)
+    with pytest.raises(FuriosaLLMError, match="BLD014"):
+        ArtifactBuilder(model, optimization_level=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="bucket"):
         ArtifactBuilder(model, bucket=[(1, 16)])  # type: ignore[call-arg]
 

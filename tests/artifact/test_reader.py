@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from small_artifact import ARRAYS, BUCKETS, write_artifact
 
 from furiosa_llm.artifact.reader import read_artifact, running_version
+from furiosa_llm.artifact.schema import FORMAT_VERSION
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.models.config_types import Bucket
 
@@ -114,7 +115,7 @@ def test_an_artifact_of_another_format_names_both_versions(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", "{}", '{"format_version": 1, "built_by": "x"}'],
+    ["", "[]", "{", "{}", f'{{"format_version": {FORMAT_VERSION}, "built_by": "x"}}'],
 )
 def test_a_broken_manifest_is_a_coded_error(tmp_path: Path, text: str) -> None:
     path = write_artifact(tmp_path / "a")

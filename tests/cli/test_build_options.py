@@ -24,6 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
                 "model": self.model_id_or_path,
                 "buckets": [bucket.name for bucket in self.buckets],
                 "last_token_only": self.last_token_only,
+                "level": self.level,
                 "output": save_dir,
                 **options,
             }
@@ -46,6 +47,7 @@ def test_defaults(calls: list[dict[str, Any]]) -> None:
             "model": "MODEL",
             "buckets": [],
             "last_token_only": True,
+            "level": 2,
             "output": Path("OUT"),
             "weights": "copy",
             "dump_ir": None,
@@ -70,9 +72,10 @@ def test_all_spellings_of_buckets(calls: list[dict[str, Any]], arguments: list[s
 def test_other_options_are_passed_on(calls: list[dict[str, Any]]) -> None:
     key = "calculate_logit_only_for_last_token"
     result = invoke(
-        "--weights", "skip", "--dump-ir", "ir", "--additional-model-config", f"{key}=false"
+        "-O1", "--weights", "skip", "--dump-ir", "ir", "--additional-model-config", f"{key}=false"
     )
     assert result.exit_code == 0
+    assert calls[0]["level"] == 1
     assert calls[0]["weights"] == "skip"
     assert calls[0]["dump_ir"] == Path("ir")
     assert calls[0]["last_token_only"] is False

@@ -1,4 +1,4 @@
-// RUN: furiosa-llm opt %s --passes schedule | filecheck %s
+// RUN: furiosa-llm opt %s --passes synchronise | filecheck %s
 
 // The sub context reads what the DMA wrote: one wait for one signal on semaphore 2·3 + 1. The
 // second transfer touches other bytes and waits for nobody.

@@ -1,4 +1,4 @@
-"""The order that `schedule` writes down: enough to keep conflicts apart, and none of it idle."""
+"""The order that `synchronise` writes down: enough to keep conflicts apart, and none of it idle."""
 
 from __future__ import annotations
 
