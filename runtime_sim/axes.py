@@ -17,7 +17,7 @@ from enum import Enum
 
 from ..backend_rngd.isa.dtypes import DType
 from ..backend_rngd.isa.instructions import Birth, Exec, Fate, Reduce, Sink
-from ..backend_rngd.isa.plan import ExecPlan, Memory, capacity_bytes
+from ..backend_rngd.isa.plan import ExecPlan
 from ..backend_rngd.isa.rules import DM_BYTES, TRF_BYTES, VRF_BYTES
 
 SINK_BYTES = {Sink.DM: DM_BYTES, Sink.TRF: TRF_BYTES, Sink.VRF: VRF_BYTES}
@@ -46,6 +46,8 @@ class Axis:
     trf: int = 0
     vrf: int = 0
     out: int = 0
+    lanes: int = 0
+    """Lanes of the register file per step: of what is read, or of what is stored there."""
     grouped: bool = False
     """A part of the slice number that the inter-slice reducer folds."""
 
@@ -53,6 +55,11 @@ class Axis:
     def fetched(self) -> bool:
         """Whether the stream differs along this axis."""
         return bool(self.source_slices or self.a or self.b)
+
+    @property
+    def picks_rows(self) -> bool:
+        """Whether the register rows that meet the stream differ along this axis."""
+        return bool(self.trf or self.lanes)
 
     def fetch_stride(self, port: int, slice_bytes: int) -> int:
         """Bytes per step in a buffer with `slice_bytes` between slices; port 0 is A, 1 is B."""
@@ -155,12 +162,11 @@ def _slice_axes(plan: ExecPlan) -> Iterable[Axis]:
 
 
 def _counter_axes(c: Exec) -> Iterable[Axis]:
-    lane_bytes = capacity_bytes(Memory.TRF, c.trf_lanes)
     for k in c.counters:
         fetched = k.birth != Birth.REUSE
         out = {
             Sink.DM: k.commit,
-            Sink.TRF: k.trf + k.lanes * lane_bytes,
+            Sink.TRF: k.trf,
             Sink.VRF: k.vrf,
         }[c.commit.sink]
         yield Axis(
@@ -173,6 +179,7 @@ def _counter_axes(c: Exec) -> Iterable[Axis]:
             trf=k.trf if c.contraction is not None else 0,
             vrf=k.vrf if k.fate != Fate.MSUM else 0,
             out=out if k.fate == Fate.OUT else 0,
+            lanes=k.lanes,
         )
 
 
@@ -183,7 +190,7 @@ def _lane_axes(c: Exec) -> Iterable[Axis]:
     yield Axis(
         Kind.LANE,
         c.commit.lanes,
-        trf=capacity_bytes(Memory.TRF, c.contraction.lanes),
+        lanes=1,
         vrf=c.vector.vrf_lane,
         out=c.commit.lane_stride,
     )

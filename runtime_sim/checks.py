@@ -48,8 +48,7 @@ def check_exec(plan: ExecPlan, resolved: Sequence[int], slices: int, where: Wher
     if c.commit.sink == Sink.TRF:
         _check_lanes(c, where)
     for port, footprint, address in zip(plan.ports, plan.footprints, resolved, strict=True):
-        lanes = c.contraction.lanes if c.contraction else c.trf_lanes
-        end = capacity_bytes(footprint.memory, lanes)
+        end = capacity_bytes(footprint.memory, c.file_lanes)
         end = min(end, port.limit or end)
         what = f"a {'write' if footprint.write else 'read'} of {footprint.memory.name}"
         _check_span(address + footprint.low, address + footprint.high, end, what, where)

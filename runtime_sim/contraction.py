@@ -17,6 +17,7 @@ import numpy as np
 from ..backend_rngd.isa.instructions import Fate
 from . import numerics
 from .axes import Axis, Pass
+from .register_file import LaneWindow
 
 Array = np.ndarray
 
@@ -65,7 +66,7 @@ def group_axes(work: Pass, shared: bool) -> Groups:
     out = [axis for axis in others if axis.fate != Fate.MSUM]
 
     def pick(stream: bool, register: bool) -> tuple[Axis, ...]:
-        return tuple(a for a in out if (a.fetched, a.trf != 0) == (stream, register))
+        return tuple(a for a in out if (a.fetched, a.picks_rows) == (stream, register))
 
     return Groups(
         shared=shared,
@@ -191,12 +192,13 @@ class RegisterRows:
         self._decode = numerics.decoder(self._dtype)
         axes = groups.register
         self._shape = tuple(axis.n for axis in axes)
-        self._strides = tuple(axis.trf for axis in axes)
+        self._axes = axes
 
-    def view(self, trf: Array, address: int) -> Array:
-        """The raw rows in place."""
+    def view(self, window: LaneWindow, address: int) -> Array:
+        """The raw rows in place; `window` has them all."""
         raw = numerics.raw_dtype(self._dtype)
-        return np.ndarray(self._shape, raw, trf, address, self._strides)
+        strides = tuple(axis.trf + axis.lanes * window.lane_bytes for axis in self._axes)
+        return np.ndarray(self._shape, raw, window.buffer, window.start + address, strides)
 
     def decode(self, view: Array) -> Array:
         return self._decode(view)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend_rngd.isa.instructions import Fate, Sink
-from ..backend_rngd.isa.plan import ExecPlan, Footprint, Memory, capacity_bytes
+from ..backend_rngd.isa.plan import ExecPlan, Footprint
 from ..backend_rngd.isa.rules import DM_BYTES
 from . import numerics
 from .axes import Axis, Kind, Pass, axes_of, element_bytes
 from .contraction import RegisterRows, group_axes, product, whole_operand
-from .memory import GRANULE_BYTES, ChipMemory
+from .memory import ChipMemory
+from .register_file import GRANULE_BYTES, LaneWindow, lane_granules, stored_granules
 from .stream import StreamReader
 from .vector import VectorProgram
 from .weights import WeightCache
@@ -218,62 +219,82 @@ def _store_step(work: Pass, at: PortAddresses, memory: ChipMemory) -> Step:
     source = reader.view(memory.dm, DM_BYTES, at.a)
     footprint = work.plan.footprints[0]
     low, high = at.a + footprint.low, at.a + footprint.high
-    register = _TrfStore(work, at, memory) if c.commit.sink == Sink.TRF else None
-    target = store_target(work, at, memory, once=register is not None and register.shared)
+    if c.commit.sink == Sink.VRF:
+        target = store_target(work, at.commit, memory.vrf)
 
-    def run() -> None:
+        def run() -> None:
+            if memory.tiles:
+                memory.make_real(low, high)
+            target[...] = reader.read(source)
+
+        return run
+
+    store = _TrfStore(work, at, memory)
+
+    def run_trf() -> None:
         if memory.tiles:
             memory.make_real(low, high)
-        if register is not None:
-            register.before()
-        target[...] = reader.read(source)
+        store.write(reader.read(source))
 
-    return run
+    return run_trf
 
 
-def store_target(work: Pass, at: PortAddresses, memory: ChipMemory, *, once: bool) -> Array:
+def store_target(
+    work: Pass, start: int, register_file: Array, lane_bytes: int = 0, *, once: bool = False
+) -> Array:
     """The register file's elements that a store writes: in every slice, or in the first `once`."""
-    sink = work.plan.command.commit.sink
     return np.ndarray(
         tuple(1 if once and axis.kind == Kind.SLICE else axis.n for axis in work.axes),
         numerics.raw_dtype(work.plan.stream_dtype),
-        memory.trf if sink == Sink.TRF else memory.vrf,
-        at.commit,
-        tuple(axis.out for axis in work.axes),
+        register_file,
+        start,
+        tuple(axis.out + axis.lanes * lane_bytes for axis in work.axes),
     )
 
 
+def store_window(work: Pass, at: PortAddresses, memory: ChipMemory) -> LaneWindow:
+    """The part of the TRF that a store writes."""
+    footprint = work.plan.footprints[-1]
+    lanes = work.plan.command.trf_lanes
+    return memory.lane_window(lanes, at.commit + footprint.low, at.commit + footprint.high)
+
+
 class _TrfStore:
-    """What a store does to the flags that say which granules all slices share."""
+    """A store to the TRF, and what it does to the flags of granules that all slices share."""
 
     def __init__(self, work: Pass, at: PortAddresses, memory: ChipMemory) -> None:
         self._memory = memory
         row_bytes = work.plan.command.commit.columns * element_bytes(work.plan.stream_dtype)
-        steps = [(axis.n, axis.out) for axis in work.counters]
-        aligned = not any(v % GRANULE_BYTES for v in (at.commit, row_bytes, *(s for _, s in steps)))
+        steps = [(axis.n, axis.out, axis.lanes) for axis in work.counters]
+        aligned = not any(v % GRANULE_BYTES for v in (at.commit, row_bytes, *(s[1] for s in steps)))
         broadcast = not any(axis.fetched for axis in work.slices)
         everywhere = work.plan.slices == memory.slices
-        self.shared = aligned and broadcast and everywhere
-        if self.shared:
-            self._flags = np.ndarray(
-                (*(n for n, _ in steps), row_bytes // GRANULE_BYTES),
-                np.bool_,
-                memory.shared,
-                at.commit // GRANULE_BYTES,
-                (*(s // GRANULE_BYTES for _, s in steps), 1),
+        self._shared = aligned and broadcast and everywhere
+        self._slices = 1 if self._shared else work.plan.slices
+        lanes = work.plan.command.trf_lanes
+        if self._shared:
+            self._fills = stored_granules(lanes, at.commit, row_bytes, steps)
+        else:
+            used = range(
+                sum(min(0, by * (n - 1)) for n, _, by in steps),
+                sum(max(0, by * (n - 1)) for n, _, by in steps) + 1,
             )
-        else:
-            low = at.commit + sum(min(0, s * (n - 1)) for n, s in steps)
-            high = at.commit + sum(max(0, s * (n - 1)) for n, s in steps) + row_bytes
-            self._numbers = np.arange(low // GRANULE_BYTES, -(-high // GRANULE_BYTES))
-            self._flags = memory.shared[self._numbers[0] : self._numbers[-1] + 1]
+            footprint = work.plan.footprints[-1]
+            low, high = at.commit + footprint.low, at.commit + footprint.high
+            self._touches = list(lane_granules(lanes, used, low, high))
+        self._window = store_window(work, at, memory)
+        start, lane_bytes = self._window.start + at.commit, self._window.lane_bytes
+        self._target = store_target(work, start, self._window.buffer, lane_bytes, once=self._shared)
 
-    def before(self) -> None:
-        """Called before the bytes are written."""
-        if self.shared:
-            self._flags[...] = True
+    def write(self, packets: Array) -> None:
+        if self._shared:
+            self._memory.shared[self._fills] = True
         else:
-            self._memory.unshare(self._flags, self._numbers)
+            for granules in self._touches:
+                self._memory.unshare(granules)
+        self._window.load(self._slices)
+        self._target[...] = packets
+        self._window.store(self._slices)
 
 
 # --- contractions ---
@@ -288,29 +309,30 @@ class _ContractionStep:
         self._work, self._at, self._memory, self._weights = work, at, memory, weights
         stream, rows = work.plan.footprints[:2]
         self._span = (at.a + stream.low, at.a + stream.high)
-        self._flags, self._numbers = self._granules(at.trf + rows.low, at.trf + rows.high)
+        c = work.plan.command
+        low, high = at.trf + rows.low, at.trf + rows.high
+        used = range(c.commit.lanes)
+        self._granules = list(lane_granules(c.file_lanes, used, low, high))
+        self._flags = [granules.of(memory.shared) for granules in self._granules]
         self._variants: dict[bool, _Contraction] = {}
 
-    def _granules(self, low: int, high: int) -> tuple[Array, Array]:
-        """Flags and numbers of the granules that each lane reads, [lanes, granules]."""
-        c = self._work.plan.command
-        assert c.contraction is not None
-        first, end = low // GRANULE_BYTES, -(-high // GRANULE_BYTES)
-        lane = capacity_bytes(Memory.TRF, c.contraction.lanes) // GRANULE_BYTES
-        shape = (c.commit.lanes, end - first)
-        flags = np.ndarray(shape, np.bool_, self._memory.shared, first, (lane, 1))
-        numbers = np.arange(c.commit.lanes)[:, None] * lane + np.arange(first, end)
-        return flags, numbers
-
     def run(self) -> None:
-        shared = bool(self._flags.all())
+        shared = all(flags.all() for flags in self._flags)
         if not shared:
-            self._memory.unshare(self._flags, self._numbers)
+            for granules in self._granules:
+                self._memory.unshare(granules)
         variant = self._variants.get(shared)
         if variant is None:
             variant = _Contraction(self._work, shared, self._at, self._memory, self._weights)
             self._variants[shared] = variant
         variant.run(self._span)
+
+
+def rows_window(work: Pass, at: PortAddresses, memory: ChipMemory) -> LaneWindow:
+    """The part of the TRF that a contraction reads."""
+    footprint = work.plan.footprints[1]
+    lanes = work.plan.command.file_lanes
+    return memory.lane_window(lanes, at.trf + footprint.low, at.trf + footprint.high)
 
 
 class _Contraction:
@@ -332,7 +354,9 @@ class _Contraction:
         self._stream = self._reader.view(memory.dm, DM_BYTES, at.a)
         self._geometry = weights.intern(self._reader.geometry)
         self._registers = RegisterRows(work, groups)
-        self._rows = self._registers.view(memory.trf, at.trf)
+        self._window = rows_window(work, at, memory)
+        self._window_slices = 1 if shared else work.plan.slices
+        self._rows = self._registers.view(self._window, at.trf)
         self._product = product(groups, not c.trf.dtype.is_float)
         order = groups.result
         self._engine = engine(work, order, [groups.result_shape], True, at, memory)
@@ -347,6 +371,7 @@ class _Contraction:
             operand = self._weights.operand(
                 tile, self._address, self._geometry, self._reader, self._groups
             )
+        self._window.load(self._window_slices)
         x = self._product(operand, self._registers.decode(self._rows))
         if self._engine is not None:
             x = self._engine.run(x)

@@ -27,7 +27,15 @@ from ..backend_rngd.isa.rules import DM_BYTES
 from .axes import Axis, Pass
 from .contraction import RegisterRows, group_axes
 from .dma_values import End, bind_end, region_of
-from .exec_values import Commit, PortAddresses, is_move, pass_of, store_target
+from .exec_values import (
+    Commit,
+    PortAddresses,
+    is_move,
+    pass_of,
+    rows_window,
+    store_target,
+    store_window,
+)
 from .hbm import Buffer, Region
 from .memory import ChipMemory
 from .stream import StreamReader
@@ -99,15 +107,25 @@ class _Shadow:
         if plan.command.contraction is not None:
             groups = group_axes(work, shared=False)
             order, shapes = groups.result, [groups.result_shape]
-            reads.check(1, lambda: RegisterRows(work, groups).view(self._chip.trf, at.trf))
+            window = rows_window(work, at, self._chip)
+            window.load(plan.slices)
+            rows = RegisterRows(work, groups)
+            reads.check(1, lambda: rows.view(window, at.trf), window.buffer)
         if plan.uses_vrf:
             self._check_vrf(work, at, order, shapes, reads)
-        if plan.command.commit.sink == Sink.DM:
+        sink = plan.command.commit.sink
+        if sink == Sink.DM:
             raw = is_move(work)
             for target in Commit(work, order, at, self._chip, raw).targets:
                 _mark(target)
+        elif sink == Sink.VRF:
+            _mark(store_target(work, at.commit, self._chip.vrf))
         else:
-            _mark(store_target(work, at, self._chip, once=False))
+            store = store_window(work, at, self._chip)
+            start, lane_bytes = store.start + at.commit, store.lane_bytes
+            store.load(plan.slices)
+            _mark(store_target(work, start, store.buffer, lane_bytes))
+            store.store(plan.slices)
 
     def _check_vrf(
         self,
@@ -180,17 +198,16 @@ class _Reads:
     ) -> None:
         self._plan, self._resolved, self._chip, self._where = plan, resolved, chip, where
 
-    def check(self, port: int, elements: Callable[[], Array]) -> None:
-        """`elements` gives a view of all that is read. Raises: SIM012."""
+    def check(self, port: int, elements: Callable[[], Array], window: Array | None = None) -> None:
+        """`elements` gives a view of all that is read, in `window` for the TRF. Raises: SIM012."""
         f, base = self._plan.footprints[port], self._resolved[port]
-        memory = {
-            Memory.DM: self._chip.dm,
-            Memory.TRF: self._chip.trf,
-            Memory.VRF: self._chip.vrf,
-        }[f.memory]
+        if window is not None:
+            _must_be_written(elements(), window, f.memory, self._where)
+            return
+        memory = self._chip.vrf if f.memory == Memory.VRF else self._chip.dm
         # Most buffers are written from end to end, which is quick to see.
         hull = memory[: self._plan.slices, base + f.low : base + f.high]
-        if f.memory == Memory.TRF or not hull.all():
+        if not hull.all():
             _must_be_written(elements(), memory, f.memory, self._where)
 
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..backend_rngd.isa.rules import DM_BYTES, SLICES_PER_PE, TRF_BYTES, VRF_BYTES
+from .register_file import GRANULE_BYTES, Granules, LaneWindow, lane_window
 
 Array = np.ndarray
-GRANULE_BYTES = 8
-"""Unit of the TRF's shared flags."""
 
 
 @dataclass(eq=False)
@@ -62,6 +61,7 @@ class ChipMemory:
         self.shared = np.zeros(TRF_BYTES // GRANULE_BYTES, np.bool_)
         """Granules of the TRF whose value in slice 0 is that of every slice."""
         self._trf_granules = self.trf.view(np.uint64)
+        self._trf_copy = np.empty((slices, TRF_BYTES), np.uint8)
         self.tiles: list[Tile] = []
 
     # --- data memory ---
@@ -107,12 +107,14 @@ class ChipMemory:
 
     # --- tensor register file ---
 
-    def unshare(self, flags: Array, granules: Array) -> None:
-        """Give every slice its own copy of the shared ones among `granules` (numbers).
+    def lane_window(self, lanes: int, low: int, high: int) -> LaneWindow:
+        """Bytes [low, high) of each lane, to be read or written one command at a time."""
+        return lane_window(self.trf, self._trf_copy, lanes, low, high)
 
-        `flags` are those granules' flags, a view of `shared`.
-        """
+    def unshare(self, granules: Granules) -> None:
+        """Give every slice its own copy of those that are shared."""
+        flags = granules.of(self.shared)
         if flags.any():
-            which = granules[flags]
+            which = granules.numbers[flags]
             self._trf_granules[1:, which] = self._trf_granules[0, which]
             flags[...] = False

@@ -123,12 +123,13 @@ class ScalarMachine:
         k = c.contraction
         assert k is not None
         packet = self.packet(c, c.a, 0, s, t)
-        at = lane * (TRF_BYTES // k.lanes) + c.trf.base
+        at = c.trf.base
         at += sum(i * counter.trf for i, counter in zip(t, c.counters, strict=True))
         size = c.trf.dtype.bits // 8
         columns: list[Value] = [0] * (len(packet) >> k.depth)
         for x, value in enumerate(packet):
-            row = load(self.trf[s], at + x * size % k.trf_read, c.trf.dtype)
+            place = trf_byte(k.lanes, lane, at + x * size % k.trf_read)
+            row = load(self.trf[s], place, c.trf.dtype)
             columns[x >> k.depth] += value * row
         return columns
 
@@ -230,14 +231,14 @@ class ScalarMachine:
         size = c.commit_port.dtype.bits // 8
         if c.commit.sink == Sink.TRF:
             lane = sum(i * k.lanes for i, k in zip(t, c.counters, strict=True))
-            at = lane * (TRF_BYTES // c.trf_lanes) + c.commit_port.base
-            at += sum(i * k.trf for i, k in zip(t, c.counters, strict=True))
-            memory = self.trf[s]
-        else:
-            at = c.commit_port.base + sum(i * k.vrf for i, k in zip(t, c.counters, strict=True))
-            memory = self.vrf[s]
+            at = c.commit_port.base + sum(i * k.trf for i, k in zip(t, c.counters, strict=True))
+            for e, value in enumerate(packet):
+                place = trf_byte(c.trf_lanes, lane, at + e * size)
+                save(self.trf[s], place, value, c.commit_port.dtype)
+            return
+        at = c.commit_port.base + sum(i * k.vrf for i, k in zip(t, c.counters, strict=True))
         for e, value in enumerate(packet):
-            save(memory, at + e * size, value, c.commit_port.dtype)
+            save(self.vrf[s], at + e * size, value, c.commit_port.dtype)
 
     # --- transfers ---
 
@@ -264,6 +265,12 @@ class ScalarMachine:
         if side.space == Space.DM:
             return self.dm[at // SLICE_BYTES, at % SLICE_BYTES, ...]
         return self.hbm[at >> 40][at & (1 << 40) - 1, ...]
+
+
+def trf_byte(lanes: int, lane: int, byte: int) -> int:
+    """Where byte `byte` of a lane lies: both halves hold a part of every lane."""
+    part = TRF_BYTES // 2 // lanes
+    return byte // part * (TRF_BYTES // 2) + lane * part + byte % part
 
 
 def steps(counters: Sequence[Counter]) -> Iterator[tuple[int, ...]]:

@@ -427,6 +427,11 @@ class Exec:
     vector: Vector = field(default_factory=Vector)
     """What the vector engine does."""
 
+    @property
+    def file_lanes(self) -> int:
+        """Lanes that the TRF has for this command."""
+        return self.contraction.lanes if self.contraction else self.trf_lanes
+
 
 class Space(IntEnum):
     HBM = 0

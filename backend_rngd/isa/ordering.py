@@ -29,8 +29,9 @@ from .plan import (
     ExecPlan,
     Footprint,
     Memory,
-    capacity_bytes,
+    half_spans,
 )
+from .rules import TRF_HALF_BYTES
 
 CONTEXTS = len(Context)
 NEVER = -1
@@ -40,7 +41,7 @@ NEVER = -1
 class Access(NamedTuple):
     """Bytes [low, high) of slices [slice_low, slice_high) that a command reads or writes.
 
-    In HBM the bytes are a region's; in the TRF they are physical, with the lane in the address.
+    In HBM the bytes are a region's; in the TRF they are the file's, with half and lane in them.
     """
 
     memory: Memory
@@ -87,17 +88,21 @@ def _in_hbm(base: int, f: Footprint) -> Access:
 
 def _in_trf(base: int, f: Footprint, plan: ExecPlan) -> Iterator[Access]:
     c = plan.command
-    lanes = c.contraction.lanes if c.contraction else c.trf_lanes
-    lane_bytes = capacity_bytes(Memory.TRF, lanes)
+    lanes = c.file_lanes
     if c.contraction is not None:
         used = range(c.commit.lanes)
     else:
         steps = [k.lanes * (k.n - 1) for k in c.counters]
         used = range(sum(min(0, v) for v in steps), sum(max(0, v) for v in steps) + 1)
-    for lane in used:
-        start = lane * lane_bytes + base
-        slices = (f.slice_low, f.slice_high)
-        yield Access(f.memory, 0, start + f.low, start + f.high, *slices, f.write)
+    size = TRF_HALF_BYTES // lanes
+    for half, low, high in half_spans(lanes, base + f.low, base + f.high):
+        first = half * TRF_HALF_BYTES
+        # Lanes that are used from end to end are one piece.
+        whole = high - low == size and bool(used)
+        pieces = [range(used.start, used.stop)] if whole else [range(k, k + 1) for k in used]
+        for lane in pieces:
+            start, end = first + lane.start * size + low, first + (lane.stop - 1) * size + high
+            yield Access(f.memory, 0, start, end, f.slice_low, f.slice_high, f.write)
 
 
 def conflicts(first: Iterable[Access], second: Iterable[Access]) -> bool:

@@ -33,6 +33,7 @@ from .rules import (
     DM_BYTES,
     SLICES_PER_PE,
     TRF_BYTES,
+    TRF_HALF_BYTES,
     VRF_BYTES,
     check_exec,
     result_dtype,
@@ -242,6 +243,18 @@ def capacity_bytes(memory: Memory, trf_lanes: int = 1) -> int:
         Memory.TRF: TRF_BYTES // trf_lanes,
         Memory.VRF: VRF_BYTES,
     }[memory]
+
+
+def half_spans(trf_lanes: int, low: int, high: int) -> list[tuple[int, int, int]]:
+    """A lane's bytes [low, high) cut where the register file's halves meet.
+
+    As (half, low, high) from the first byte that the lane has in that half. Byte b of lane l is
+    byte half · 32 KB + l · (32 KB / lanes) + b mod (32 KB / lanes) of the file, whatever wrote it
+    and whatever reads it.
+    """
+    size = TRF_HALF_BYTES // trf_lanes
+    spans = [(h, max(low - h * size, 0), min(high - h * size, size)) for h in (0, 1)]
+    return [(h, first, end) for h, first, end in spans if first < end]
 
 
 def plan_dma(command: Dma, where: str) -> DmaPlan:

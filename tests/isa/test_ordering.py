@@ -159,10 +159,52 @@ def test_transfers_to_other_slices_do_not_conflict() -> None:
 
 
 def test_register_rows_conflict_by_where_they_lie_however_lanes_are_cut() -> None:
-    """With 8 lanes of 8 KiB, lane 1 starts at 8 KiB; with one lane, that is offset 8 KiB."""
-    assert conflicting(multiply(0, 8, 8), fill(8192, head(SUB), lanes=1))
-    assert not conflicting(multiply(0, 8, 1), fill(8192, head(SUB), lanes=1))
-    assert not conflicting(multiply(0, 8, 8), fill(4096, head(SUB)))
+    """With 8 lanes, lane 1 starts at 4 KiB of each half; with one lane, that is offset 4 KiB."""
+    assert conflicting(multiply(0, 8, 8), fill(4096, head(SUB), lanes=1))
+    assert not conflicting(multiply(0, 8, 1), fill(4096, head(SUB), lanes=1))
+    assert not conflicting(multiply(0, 8, 8), fill(2048, head(SUB)))
+
+
+HALF = 32768
+lane_counts = st.sampled_from([1, 2, 4, 8])
+
+
+@given(lane_counts, lane_counts, st.data())
+def test_the_halves_of_the_register_file_never_meet(
+    first: int, second: int, data: st.DataObject
+) -> None:
+    """Rows in a lane's first half and rows in a lane's second half, however many lanes."""
+    low = data.draw(st.integers(0, HALF // first // 64 - 1)) * 64
+    high = HALF // second + data.draw(st.integers(0, HALF // second // 64 - 1)) * 64
+    assert not conflicting(multiply(low, first, first), fill(high, head(SUB), lanes=second))
+    assert not conflicting(multiply(high, second, second), fill(low, head(SUB), lanes=first))
+
+
+@given(lane_counts, lane_counts, st.integers(0, 1), st.data())
+def test_in_one_half_rows_conflict_where_bytes_overlap(
+    first: int, second: int, half: int, data: st.DataObject
+) -> None:
+    """Lane 0 of `second` lanes against all of `first`, compared byte by byte."""
+    parts = HALF // first, HALF // second
+    mine, other = (data.draw(st.integers(0, part // 64 - 1)) * 64 for part in parts)
+    bytes_read = {lane * parts[0] + mine + b for lane in range(first) for b in range(64)}
+    overlap = any(other + b in bytes_read for b in range(64))
+    read = multiply(half * parts[0] + mine, first, first)
+    write = fill(half * parts[1] + other, head(SUB), lanes=second)
+    assert conflicting(read, write) == overlap
+
+
+def test_rows_across_the_halves_conflict_with_both_and_with_nothing_between() -> None:
+    """64 B at 4,064 of 8 lanes: the ends of the first half's parts, the starts of the second's."""
+    across = multiply(4096 - 32, 8, 2)
+    assert conflicting(across, fill(4096 - 64, head(SUB)))
+    assert conflicting(across, fill(4096, head(SUB)))
+    assert not conflicting(across, fill(4096 - 96, head(SUB)))
+    assert not conflicting(across, fill(4096 + 64, head(SUB)))
+    # One lane sees lane 1's pieces at 8,160 of each half.
+    assert conflicting(across, fill(2 * 4096 - 64, head(SUB), lanes=1))
+    assert conflicting(across, fill(HALF + 4096, head(SUB), lanes=1))
+    assert not conflicting(across, fill(HALF + 4096 - 64, head(SUB), lanes=1))
 
 
 def test_regions_of_hbm_are_apart_and_an_index_list_reaches_all_of_one() -> None:

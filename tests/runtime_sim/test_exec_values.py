@@ -39,7 +39,14 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     VectorOp,
 )
 from furiosa_llm.backend_rngd.isa.plan import plan_exec
-from furiosa_llm.backend_rngd.isa.rules import ALU_OPS, REDUCE_STAGE, STAGE, UNARY, result_dtype
+from furiosa_llm.backend_rngd.isa.rules import (
+    ALU_OPS,
+    REDUCE_STAGE,
+    STAGE,
+    TRF_HALF_BYTES,
+    UNARY,
+    result_dtype,
+)
 from furiosa_llm.runtime_sim.checks import check_exec
 from furiosa_llm.runtime_sim.exec_values import bind_exec
 from furiosa_llm.runtime_sim.memory import ChipMemory
@@ -406,7 +413,15 @@ def contractions(draw: st.DrawFn, types: Sequence[tuple[DType, DType]] = tuple(M
         vector=vector,
     )
     columns = 1 if vector.reduce_columns else stream.elements >> depth
-    return accepted(draw(with_commit(command, columns)))
+    command = accepted(draw(with_commit(command, columns)))
+    shift = draw(register_shifts(lanes))
+    return replace(command, trf=replace(command.trf, base=command.trf.base + shift))
+
+
+def register_shifts(lanes: int) -> st.SearchStrategy[int]:
+    """First bytes of rows in a lane: at its start, across its halves, in the second one."""
+    half = TRF_HALF_BYTES // lanes
+    return st.sampled_from([0, 0, 8, 64, half - 64, half - 8, half])
 
 
 @st.composite
@@ -442,7 +457,7 @@ def stores(draw: st.DrawFn, sink: Sink, broadcast: bool = False) -> Exec:
         trf_lanes=lanes,
     )
     command = accepted(command)
-    shift = draw(st.sampled_from([0, 8, 64]))
+    shift = draw(st.sampled_from([0, 8, 64]) if sink == Sink.VRF else register_shifts(lanes))
     return replace(command, commit_port=replace(command.commit_port, base=shift))
 
 

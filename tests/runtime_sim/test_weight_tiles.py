@@ -125,7 +125,7 @@ class Both:
         numbers = (rng.integers(-4, 5, (64, 8, COLUMNS)) / 2).astype(ml_dtypes.bfloat16)
         for lane in range(8):
             content = numbers[:, lane].view(np.uint8)
-            self.memory.trf[:, lane * 8192 : lane * 8192 + ROW] = content
+            self.memory.trf[:, lane * 4096 : lane * 4096 + ROW] = content
         self.memory.dm[:, :WINDOW] = 0
         hbm = [region.content().copy() for region in self.regions]
         self.scalar = ScalarMachine(
