@@ -102,8 +102,7 @@ def time_program(program: Program, machine: Machine) -> ProgramTiming:
 
 
 def _peak_bytes_per_cycle(program: Program, machine: Machine) -> float:
-    hbm = machine.hbm.bandwidth_bytes_per_second / machine.chip.clock_hertz
-    return min(program.header.pes * machine.dma.bytes_per_cycle, hbm)
+    return min(program.header.pes * machine.dma.bytes_per_cycle, machine.hbm_bytes_per_cycle)
 
 
 def _peak_macs_per_cycle(program: Program, machine: Machine) -> int:

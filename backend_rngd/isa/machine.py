@@ -3,6 +3,12 @@
 `load_machine()` gives a typed `Machine`; `machine.dma.startup_cycles` is a plain number, and
 `machine.parameters["dma.startup_cycles"]` the same with unit, source, tag and range. Fields carry
 their unit in their name. The YAML settles what the sources disagree on; code has no switches.
+
+A file is whole, or `extends` one that is included and says only what differs:
+
+    schema: 1
+    extends: silicon
+    hbm: {bandwidth_bytes_per_second: {value: 3.072e+12}}
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,9 +29,16 @@ import yaml
 
 from ... import errors
 from . import rules
+from .instructions import MAX_LOOPS, REGISTERS
+from .plan import SLICE_ADDRESS_BYTES
 
 SCHEMA = 1
-DEFAULT_MACHINE = "book"
+DEFAULT_MACHINE = "silicon"
+
+MAX_GROUP = 2
+"""log2 of the PEs that one command can span."""
+ACCUMULATOR_COLUMNS = 32
+"""Columns that the accumulator of a lane takes from a packet."""
 
 Table = Mapping[str, int]
 """A small table of counts, by element type or kind."""
@@ -58,27 +72,28 @@ class Chip:
     clusters: int
     pes: int
     slices_per_pe: int
-    slices_per_cluster: int
     lanes_per_slice: int
-    dmns_per_pe: int
     slices_per_dmn: int
     clock_hertz: float
-    fusable_pes: Sizes
 
 
 @dataclass(frozen=True)
 class Hbm:
-    """High-bandwidth memory; `*_cycles` are core cycles unless the name says otherwise."""
+    """High-bandwidth memory; `*_cycles` are core cycles."""
 
     capacity_bytes: int
     bandwidth_bytes_per_second: float
+    efficiency: float
     channels: int
     unit_bytes: int
-    unit_cycles: float
     queue_entries_per_channel: int
-    row_conflict_cycles: int
+    row_conflict_cycles: float
     column_delay_dram_cycles: Table
+    stack_bit: int
     channel_nibble_bits: Sizes
+    bank_bits: Sizes
+    bank_group_bits: Sizes
+    row_bit: int
     rmw_write_factor: float
     unaligned_read_factor: float
     read_latency_cycles: int
@@ -92,23 +107,13 @@ class DataMemory:
     rows_per_bank: int
     dmn_bytes_per_cycle: int
     slice_window_bytes: int
-    max_same_bank_accesses: int
     noc_timeout_cycles: int
     misaligned_write_factor: float
 
 
 @dataclass(frozen=True)
-class Scratchpad:
-    instances_per_dmn: int
-    bytes_per_pe: int
-    bytes_per_cycle: int
-    gather_index_limit_bytes: int
-
-
-@dataclass(frozen=True)
 class TensorRegisters:
     logical_bytes: int
-    row_bits: int
     geometry: Table
     elements_per_row: Table
 
@@ -121,31 +126,24 @@ class VectorRegisters:
 @dataclass(frozen=True)
 class Accumulator:
     cells: int
-    cell_bits: int
 
 
 @dataclass(frozen=True)
 class DmaEngine:
-    engines: int
-    bytes_per_cycle: int
+    bytes_per_cycle: float
     startup_cycles: int
-    startup_scheduler_cycles: int
-    max_packet_bytes: int
+    run_overhead_cycles: float
+    descriptors_per_command: int
+    remote_cycles: int
+    cross_cluster_cycles: int
+    cross_cluster_bytes_per_cycle: float
     dm_write_alignment_bytes: int
     max_loops: int
 
 
 @dataclass(frozen=True)
-class Pcie:
-    bytes_per_cycle: int
-    generation: str
-    peer_latency_cycles: int
-
-
-@dataclass(frozen=True)
 class Sequencer:
     max_entries: int
-    max_size: int
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,6 @@ class Fetch:
     sub_read_bytes: int
     cast_latency_cycles: int
     max_cast_output_bytes: int
-    max_interleaved_tensors: int
     fill_cycles: int
     adapter_fill_cycles: int
 
@@ -199,7 +196,6 @@ class VectorEngine:
     float_elements_per_cycle: int
     alu_latency_cycles: int
     reduce_slots: int
-    tag_bits: int
     max_slice_group: int
     cast_fill_cycles: int
 
@@ -213,10 +209,10 @@ class TransposeEngine:
 
 @dataclass(frozen=True)
 class ControlUnit:
-    queue_entries: int
     registers: int
     exec_main_cycles: int
     exec_sub_cycles: int
+    signal_cycles: int
     launch_cycles: int
     finish_cycles: int
 
@@ -229,12 +225,10 @@ class Machine:
     chip: Chip
     hbm: Hbm
     dm: DataMemory
-    spm: Scratchpad
     trf: TensorRegisters
     vrf: VectorRegisters
     accumulator: Accumulator
     dma: DmaEngine
-    pcie: Pcie
     sequencer: Sequencer
     fetch: Fetch
     commit: CommitEngine
@@ -250,18 +244,61 @@ class Machine:
     def microseconds(self, cycles: float) -> float:
         return cycles / self.chip.clock_hertz * 1e6
 
+    @functools.cached_property
+    def hbm_bytes_per_cycle(self) -> float:
+        """What all channels together deliver at best."""
+        return self.hbm.bandwidth_bytes_per_second * self.hbm.efficiency / self.chip.clock_hertz
 
-RECORD_GEOMETRY: Mapping[str, int] = MappingProxyType(
+    @functools.cached_property
+    def hbm_unit_cycles(self) -> float:
+        """Core cycles in which one channel moves a unit of 256 B from an open row."""
+        return self.hbm.unit_bytes * self.hbm.channels / self.hbm_bytes_per_cycle
+
+    def load_bytes_per_cycle(self, sharers: int = 1) -> float:
+        """The most that one PE's DMA engine gets from HBM while `sharers` PEs load."""
+        return min(self.dma.bytes_per_cycle, self.hbm_bytes_per_cycle / sharers)
+
+    def macs_per_cycle(self, kind: str) -> int:
+        """Multiply-accumulates of one PE on elements of `kind`: "i4", "i8", "f8" or "bf16"."""
+        lanes = self.chip.slices_per_pe * self.chip.lanes_per_slice
+        return lanes * self.contraction.macs_per_lane[kind]
+
+    def replace(self, path: str, value: float) -> Machine:
+        """The same machine with another value for one number, which is then taken as exact."""
+        section, field = path.split(".")
+        changed = dataclasses.replace(getattr(self, section), **{field: value})
+        exact = dataclasses.replace(self.parameters[path], value=value, low=value, high=value)
+        parameters = MappingProxyType({**self.parameters, path: exact})
+        return dataclasses.replace(self, parameters=parameters, **{section: changed})
+
+
+RECORD_GEOMETRY: Mapping[str, object] = MappingProxyType(
     {
         "chip.slices_per_pe": rules.SLICES_PER_PE,
         "chip.lanes_per_slice": rules.LANES,
         "dm.bytes_per_slice": rules.DM_BYTES,
+        "dm.slice_window_bytes": SLICE_ADDRESS_BYTES,
         "trf.logical_bytes": rules.TRF_BYTES,
         "vrf.capacity_bytes": rules.VRF_BYTES,
         "accumulator.cells": rules.ACCUMULATOR_CELLS,
+        "dma.max_loops": MAX_LOOPS,
+        "sequencer.max_entries": rules.SEQUENCER_ENTRIES,
+        "stream.flit_bytes": rules.FLIT_BYTES,
+        "switch.snoop_entries": rules.SLICES_PER_PE << MAX_GROUP,
+        "contraction.packet_bytes": 2 * rules.FLIT_BYTES,
+        "contraction.tree_levels": {
+            f"{kind}{bits}": rules.TREE_DEPTH[bits]
+            for kind, bits in (("bf", 16), ("i", 8), ("f", 8), ("i", 4))
+        },
+        "contraction.interleaved_slot_cells": rules.ACCUMULATOR_CELLS // rules.LANES,
+        "contraction.sequential_slot_lanes": rules.ACCUMULATOR_CELLS // ACCUMULATOR_COLUMNS,
+        "vector.reduce_slots": rules.REDUCE_SLOTS,
+        "vector.max_slice_group": rules.SLICES_PER_PE << MAX_GROUP,
+        "transpose.max_rows": {f"b{bits}": rows for bits, rows in rules.TRANSPOSER_ROWS.items()},
+        "control.registers": REGISTERS,
     }
 )
-"""Sizes that a binary's addresses rest on: a description cannot change them."""
+"""Sizes that the format of binaries and its rules rest on: a description cannot change them."""
 
 
 def load_machine(name_or_path: str | Path = DEFAULT_MACHINE) -> Machine:
@@ -276,6 +313,10 @@ def load_machine(name_or_path: str | Path = DEFAULT_MACHINE) -> Machine:
             return parse_machine(path.read_text(encoding="utf-8"), name)
         except (OSError, UnicodeDecodeError) as error:
             raise errors.machine_not_found(name, shipped_machines(), str(error)) from None
+    return _included(name)
+
+
+def _included(name: str) -> Machine:
     if name not in shipped_machines():
         raise errors.machine_not_found(name, shipped_machines(), "no description has this name")
     return _shipped(name)
@@ -298,7 +339,7 @@ def _machines_folder() -> Any:
 
 
 def parse_machine(text: str, where: str) -> Machine:
-    """The machine in a YAML text. Raises: VED022, naming `where` and the parameter."""
+    """The machine in a YAML text. Raises: VED021 for what it extends, VED022 for all else."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -307,20 +348,91 @@ def parse_machine(text: str, where: str) -> Machine:
         raise errors.bad_machine(where, "file", "not a table of sections")
     if document.get("schema") != SCHEMA:
         raise errors.bad_machine(where, "schema", f"{document.get('schema')!r}, expected {SCHEMA}")
-    if not isinstance(document.get("name"), str):
-        raise errors.bad_machine(where, "name", "missing or not text")
-    hints = get_type_hints(Machine)
     sections = [f.name for f in dataclasses.fields(Machine) if f.name not in ("name", "parameters")]
+    if "extends" in document:
+        _check_keys(where, "", document, [], [*sections, "schema", "name", "extends"])
+        base = _included(_text(where, "extends", document["extends"]))
+        document = {"name": Path(where).stem, **document}
+        for section in sections:
+            document[section] = _extended(where, section, document.get(section, {}), base)
+        del document["extends"]
     _check_keys(where, "", document, [*sections, "schema", "name"])
+    hints = get_type_hints(Machine)
     parameters: dict[str, Parameter] = {}
     built = {
         name: _section(where, name, hints[name], document[name], parameters) for name in sections
     }
+    _check_geometry(where, parameters)
+    name = _text(where, "name", document["name"])
+    machine = Machine(name=name, parameters=MappingProxyType(parameters), **built)
+    _check_sizes(where, machine)
+    return machine
+
+
+def _text(where: str, path: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise errors.bad_machine(where, path, f"{value!r} is not text")
+    return value
+
+
+def _extended(where: str, section: str, table: object, base: Machine) -> object:
+    """The section with what `base` says wherever `table` says nothing.
+
+    A new value stands alone: the range of the old one does not apply to it.
+    """
+    if not isinstance(table, dict):
+        return table
+    merged: dict[object, object] = {}
+    for field in dataclasses.fields(getattr(base, section)):
+        new = table.get(field.name, {})
+        entry = _entry(base.parameters[f"{section}.{field.name}"])
+        if isinstance(new, dict) and "value" in new:
+            entry.pop("range", None)
+            entry["source"] = f"{where}, instead of {base.name}"
+        merged[field.name] = {**entry, **new} if isinstance(new, dict) else new
+    unknown = {key: entry for key, entry in table.items() if key not in merged}
+    return {**merged, **unknown}
+
+
+def _entry(known: Parameter) -> dict[str, object]:
+    """A parameter as a file has it."""
+    value: object = known.value
+    if isinstance(value, Mapping):
+        value = dict(value)
+    elif isinstance(value, tuple):
+        value = list(value)
+    entry: dict[str, object] = {"value": value, "unit": known.unit}
+    entry |= {"source": known.source, "tag": known.tag.value}
+    if known.low is not None and known.low != known.high:
+        entry["range"] = [known.low, known.high]
+    return entry
+
+
+def _check_geometry(where: str, parameters: Mapping[str, Parameter]) -> None:
+    """Raises: VED022 for a capacity that binaries are not made for."""
     for path, size in RECORD_GEOMETRY.items():
         if parameters[path].value != size:
             problem = f"{parameters[path].value}, but binaries are made for {size}"
             raise errors.bad_machine(where, path, problem)
-    return Machine(name=document["name"], parameters=MappingProxyType(parameters), **built)
+
+
+def _check_sizes(where: str, machine: Machine) -> None:
+    """Raises: VED022 for numbers that contradict each other."""
+    dm, trf, chip = machine.dm, machine.trf, machine.chip
+    if dm.banks * dm.bank_width_bytes * dm.rows_per_bank != dm.bytes_per_slice:
+        problem = f"banks, their width and rows do not make {dm.bytes_per_slice} bytes"
+        raise errors.bad_machine(where, "dm.rows_per_bank", problem)
+    rows = math.prod(trf.geometry.values())
+    for kind, elements in trf.elements_per_row.items():
+        if rows * elements * int(kind.lstrip("bfi")) != trf.logical_bytes * 8:
+            problem = f"{elements} elements of {kind} in {rows} rows are not {trf.logical_bytes} B"
+            raise errors.bad_machine(where, "trf.elements_per_row", problem)
+    if chip.pes % chip.clusters:
+        problem = f"{chip.pes} PEs do not divide into {chip.clusters} clusters"
+        raise errors.bad_machine(where, "chip.pes", problem)
+    if chip.slices_per_pe % chip.slices_per_dmn:
+        problem = f"{chip.slices_per_dmn} does not divide {chip.slices_per_pe} slices"
+        raise errors.bad_machine(where, "chip.slices_per_dmn", problem)
 
 
 def _section(

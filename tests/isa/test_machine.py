@@ -9,6 +9,7 @@ import yaml
 
 from furiosa_llm.backend_rngd.isa import rules
 from furiosa_llm.backend_rngd.isa.machine import (
+    RECORD_GEOMETRY,
     Tag,
     load_machine,
     parse_machine,
@@ -16,10 +17,13 @@ from furiosa_llm.backend_rngd.isa.machine import (
 )
 from furiosa_llm.errors import BinaryError
 
-BOOK = load_machine()
+BOOK = load_machine("book")
 BOOK_TEXT = (
     Path(rules.__file__).resolve().parent.joinpath("machines", "book.yaml").read_text("utf-8")
 )
+
+
+EXTENDS = "schema: 1"
 
 
 def changed(section: str, field: str, **entry: object) -> str:
@@ -98,16 +102,26 @@ def test_a_file_can_replace_the_book(tmp_path: Path) -> None:
         ("a: [", "file", "not YAML"),
         ("schema: 7", "schema", "7, expected 1"),
         (changed("dma", "startup_cycles", value="many"), "dma.startup_cycles", "'many' is not"),
-        (changed("dma", "engines", value=2.5), "dma.engines", "not a whole number"),
-        (changed("dma", "engines", value=0), "dma.engines", "only a number of cycles may be 0"),
-        (changed("dma", "engines", tag="guessed"), "dma.engines.tag", "'guessed' is none of"),
-        (changed("dma", "engines", unit=None), "dma.engines.unit", "missing"),
-        (changed("dma", "engines", colour="red"), "dma.engines.colour", "no such parameter"),
+        (changed("chip", "pes", value=2.5), "chip.pes", "not a whole number"),
+        (changed("chip", "pes", value=0), "chip.pes", "only a number of cycles may be 0"),
+        (changed("chip", "pes", tag="guessed"), "chip.pes.tag", "'guessed' is none of"),
+        (changed("chip", "pes", unit=None), "chip.pes.unit", "missing"),
+        (changed("chip", "pes", colour="red"), "chip.pes.colour", "no such parameter"),
         (changed("dma", "startup_cycles", value=700), "dma.startup_cycles.range", "lies outside"),
         (changed("chip", "slices_per_pe", value=16), "chip.slices_per_pe", "are made for 64"),
         (changed("dma", "startup_cycles", range=[1]), "dma.startup_cycles.range", "[low, high]"),
         (BOOK_TEXT.replace("  channels:", "  chanels:"), "hbm.chanels", "mean hbm.channels?"),
-        (BOOK_TEXT.replace("\npcie:", "\npcix:"), "pcix", "no such parameter"),
+        (BOOK_TEXT.replace("\nvector:", "\nvektor:"), "vektor", "no such parameter"),
+        (changed("dm", "banks", value=8), "dm.rows_per_bank", "do not make 524288 bytes"),
+        (changed("trf", "geometry", value={"rows": 2}), "trf.elements_per_row", "are not 65536"),
+        (changed("chip", "pes", value=7), "chip.pes", "do not divide into 2 clusters"),
+        (changed("chip", "slices_per_dmn", value=20), "chip.slices_per_dmn", "does not divide"),
+        (f"{EXTENDS}\nextends: 3", "extends", "3 is not text"),
+        (f"{EXTENDS}\nname: 3\nextends: book", "name", "3 is not text"),
+        (f"{EXTENDS}\nextends: book\nhbn: {{}}", "hbn", "mean hbm?"),
+        (f"{EXTENDS}\nextends: book\nhbm: 3", "hbm", "not a table of parameters"),
+        (f"{EXTENDS}\nextends: book\nhbm: {{banks: {{value: 3}}}}", "hbm.banks", "no such"),
+        (f"{EXTENDS}\nextends: book\nhbm: {{channels: 64}}", "hbm.channels", "not a table with"),
     ],
 )
 def test_bad_files_name_the_parameter(text: str, at: str, cause: str) -> None:
@@ -120,9 +134,44 @@ def test_bad_files_name_the_parameter(text: str, at: str, cause: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_three_lines_ask_what_if(tmp_path: Path) -> None:
+    path = tmp_path / "fast.yaml"
+    hbm = (
+        "hbm: {bandwidth_bytes_per_second: {value: 3.072e+12}, row_conflict_cycles: {tag: derived}}"
+    )
+    path.write_text(f"schema: 1\nextends: book\n{hbm}\n")
+    fast = load_machine(path)
+    assert fast.name == "fast"
+    assert fast.hbm_bytes_per_cycle == 3072
+    parameter = fast.parameters["hbm.bandwidth_bytes_per_second"]
+    assert (parameter.low, parameter.high, parameter.unit) == (3.072e12, 3.072e12, "B/s")
+    assert "instead of book" in parameter.source
+    conflict = fast.parameters["hbm.row_conflict_cycles"]
+    assert (conflict.value, conflict.low, conflict.high, conflict.tag) == (40, 40, 50, Tag.DERIVED)
+    assert fast.dma == BOOK.dma
+
+
+def test_a_file_extends_a_description_that_exists() -> None:
+    with pytest.raises(BinaryError) as caught:
+        parse_machine("schema: 1\nextends: nothing", "mine.yaml")
+    assert caught.value.code == "VED021"
+
+
 @pytest.mark.parametrize("name", ["silicone", "missing.yaml", "/nowhere/at/all"])
 def test_unknown_descriptions_list_the_known_ones(name: str) -> None:
     with pytest.raises(BinaryError) as caught:
         load_machine(name)
     assert caught.value.code == "VED021"
     assert "book" in caught.value.next_step
+
+
+@pytest.mark.parametrize("path", RECORD_GEOMETRY)
+def test_sizes_that_binaries_rest_on_stay(path: str) -> None:
+    section, field = path.split(".")
+    value = BOOK.parameters[path].value
+    other: dict[str, object] = {"value": {"b8": 1}}
+    if isinstance(value, int):
+        other = {"value": value + 1, "range": [0, 1 << 40]}
+    with pytest.raises(BinaryError) as caught:
+        parse_machine(changed(section, field, **other), "mine.yaml")
+    assert (caught.value.code, caught.value.at) == ("VED022", path)
