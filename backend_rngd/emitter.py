@@ -146,9 +146,9 @@ class Emitter:
         size_bytes = tokens * dtype.bytes_for(features_per_slice(order))
         return Activation(self.alloc(Memory.DM, size_bytes, label), order, tokens, dtype)
 
-    def loop(self, count: int) -> Iterator[Index]:
-        """Turns of a loop; the body of a long one is emitted once, inside a repeat."""
-        if count <= UNROLL_LIMIT:
+    def loop(self, count: int, straight: int = UNROLL_LIMIT) -> Iterator[Index]:
+        """Turns of a loop; the body of one of over `straight` is emitted once, inside a repeat."""
+        if count <= straight:
             yield from (Index(i, None) for i in range(count))
             return
         outer, self.block = self.block, Block()

@@ -34,7 +34,7 @@ from .isa.layout import (
 from .isa.plan import Memory
 from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
-from .kernels.attention_tiling import VRF_ROWS, attention_rounds
+from .kernels.attention_tiling import attention_rounds
 from .kernels.cache import write_cache
 from .kernels.linear import linear
 from .kernels.norm import rms_norm
@@ -342,11 +342,12 @@ class BlockLowering:
         q, chunk = self._of(op.q), self.chunk
         kv_heads = shape_of(op.cache)[1]
         attended = self.shape.attended(chunk)
+        table_row = self.shape.table_row_bytes
+        rounds = attention_rounds(chunk.sequences, kv_heads, attended, table_row // INDEX_BYTES)
         key_index = {
             (turn.splits, turn.keys): self.need(KeyIndex(splits=turn.splits, keys=turn.keys))
-            for turn in attention_rounds(chunk.sequences, kv_heads, attended, 4 * q.order.padded)
+            for turn in rounds
         }
-        table_row = self.shape.table_row_bytes
         inputs = Inputs(
             cache=self.caches.get(op.cache) or self.argument(op.cache),
             block_table=self.argument(op.block_table).at(chunk.first_sequence * table_row),
@@ -355,18 +356,18 @@ class BlockLowering:
             length_bytes=WORD_BYTES,
             positions=self._positions(op.position_ids),
             position_bytes=WORD_BYTES,
+            key_index=key_index,
+            zeros=self.need(Zeros(size=_zero_bytes(q))),
         )
-        zeros = self.need(Zeros(size=_zero_bytes(q)))
         return PagedAttention(
             self.emit,
             q,
             kv_heads,
             chunk.sequences,
-            attended,
+            chunk.first_token,
+            rounds,
             op.scale.value.data,
             inputs,
-            key_index,
-            zeros,
         ).run()
 
     def _last_token(self, op: paged.LastTokenOp) -> Activation:
@@ -407,6 +408,6 @@ class BlockLowering:
 
 
 def _zero_bytes(q: Activation) -> int:
-    """Enough zeros for a slice of attention's output, and for any tile of query rows."""
+    """Enough zeros for a slice of attention's output."""
     order = heads(q.order.heads, q.order.head_dim, rotary=False)
-    return 2 * max(q.tokens * features_per_slice(order), VRF_ROWS * order.padded)
+    return 2 * q.tokens * features_per_slice(order)

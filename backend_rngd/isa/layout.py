@@ -19,6 +19,8 @@ from .rules import SLICES_PER_PE
 
 ROTARY_RUN = 8
 """First-half features that stand together; their rotary partners follow them."""
+KEY_RUN = 8
+"""Keys of a sequence that stand together in a slice."""
 CHUNK = 16
 """Features per slice come in multiples of this, so that a 32 B flit stays in one slice."""
 
@@ -257,9 +259,10 @@ class RopeTable(Table):
 
 
 class KeyIndex(Table):
-    """i32 [slice][key] with 8 B between keys: the index of each key that a slice attends to.
+    """i32 [slice][key]: the index of each key that a slice attends to.
 
-    Slices come in groups of `splits`; split c of a group holds keys c·keys … c·keys + keys - 1.
+    Slices come in groups of `splits`. The keys of a sequence are dealt to the splits of a group
+    in runs of KEY_RUN, so that key j of split c is (j / 8 · splits + c) · 8 + j mod 8.
     """
 
     kind: Literal["key_index"] = "key_index"
@@ -268,12 +271,14 @@ class KeyIndex(Table):
 
     @property
     def bytes(self) -> int:
-        return SLICES_PER_PE * self.keys * 8
+        return SLICES_PER_PE * self.keys * 4
 
     def derive(self) -> np.ndarray:
-        """i64[64, keys]; the high word of each is zero."""
+        """i32[64, keys]."""
         split = np.arange(SLICES_PER_PE) % self.splits
-        return (split[:, None] * self.keys + np.arange(self.keys)).astype(np.int64)
+        run, in_run = np.divmod(np.arange(self.keys), KEY_RUN)
+        index = (run * self.splits + split[:, None]) * KEY_RUN + in_run
+        return index.astype(np.int32)
 
 
 class Zeros(Table):

@@ -1,20 +1,39 @@
-"""How attention divides its work: slices over sequences, heads and keys; rows into tiles."""
+"""How attention divides its work: slices over sequences, heads and keys; rows and keys into tiles.
+
+The keys of a sequence are dealt to the splits of its group in runs of KEY_UNIT, so that the first
+keys of every split are the first keys of the sequence: what causality hides can be left out in all
+slices alike.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ..emitter import power_of_two_at_least, power_of_two_at_most
+from ..isa.layout import KEY_RUN
 from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 
-KEY_TILE_BYTES = 65536
-"""Keys and values of one tile in a slice."""
-SCORE_TILE_BYTES = 65536
-"""f32 scores of one tile of query rows in a slice."""
-KEY_UNIT = 8
+KEY_UNIT = KEY_RUN
 """Keys per slice come in multiples of this, so that a row of probabilities is whole packets."""
-VRF_ROWS = 1024
-"""Rows whose statistics fit the VRF at 8 bytes each."""
+KEY_TILE_BYTES = 131072
+"""Keys, values or both of one tile in a slice; a few tiles are in memory at a time."""
+SCORE_BYTES = 65536
+"""f32 scores of one tile of query rows and one segment of keys in a slice."""
+PART_BYTES = 131072
+"""f32 results of a tile of query rows, of all segments that wait to be merged."""
+REGISTER_BYTES = TRF_BYTES // 2
+"""Query rows and probabilities take one half of the register file each."""
+MASK_KEYS = 512
+"""Keys whose masks are in the VRF at a time."""
+MASK_BYTES = 4096
+"""Bias of the keys that causality may hide from a tile of rows, in the VRF."""
+MAX_ROWS = 128
+"""Query rows of a tile, where there are many tokens; their statistics share the VRF."""
+PADDING_SHARE = 2
+"""Splits may pad a sequence's keys by one part in so many."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +50,27 @@ class Round:
     splits: int
     keys: int
     """Keys per slice."""
-    key_tile: int
-    """Keys per slice in memory at a time; divides `keys`."""
 
     @property
     def slices(self) -> int:
         return self.sequences * self.kv_heads * self.splits
+
+    @property
+    def unit(self) -> int:
+        """Keys of a sequence that are KEY_UNIT keys of each slice."""
+        return self.splits * KEY_UNIT
+
+    def up_to(self, keys: int) -> int:
+        """Keys per slice among which the first `keys` of the sequence are."""
+        return min(self.keys, -(-keys // self.unit) * KEY_UNIT)
+
+    def within(self, keys: int) -> int:
+        """Keys per slice that are all among the first `keys` of the sequence."""
+        return min(self.keys, keys // self.unit * KEY_UNIT)
+
+    def later(self, rounds: int) -> Round:
+        """The same for sequences so many rounds further on."""
+        return replace(self, first_sequence=self.first_sequence + rounds * self.sequences)
 
 
 @dataclass(frozen=True)
@@ -56,8 +90,55 @@ class Rows:
         return self.count // self.lanes
 
     @property
-    def needs_zeros(self) -> bool:
-        return self.count != self.heads * self.tokens
+    def token_blocks(self) -> int:
+        """Blocks of one head."""
+        return max(1, self.tokens // self.lanes)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Keys first … first + count - 1 of each slice."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.first + self.count
+
+    def parts(self, count: int) -> list[Span]:
+        """The span in `count` parts of whole units, as equal as they can be."""
+        units = self.count // KEY_UNIT
+        edges = [units * i // count * KEY_UNIT for i in range(count + 1)]
+        return [Span(self.first + low, high - low) for low, high in pairwise(edges) if high > low]
+
+    def at_most(self, keys: int) -> list[Span]:
+        """The fewest equal parts of at most `keys` keys."""
+        return self.parts(_parts(self.count, keys)) if self.count else []
+
+    def split(self, key: int) -> tuple[Span, Span]:
+        """The keys before `key` and those from it on."""
+        at = min(max(key, self.first), self.end)
+        return Span(self.first, at - self.first), Span(at, self.end - at)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The keys that a tile of rows sees, in segments; each has its own maxima and sums.
+
+    A segment's keys and values are loaded together, or, when `tiles` > 0, its keys come in that
+    many tiles first and its values after them.
+    """
+
+    spans: tuple[Span, ...]
+    tiles: int
+    together: int
+    """Segments whose results are merged at a time."""
+
+    @property
+    def parts(self) -> int:
+        """Results of one segment, from as many tiles of values."""
+        return max(1, self.tiles)
 
 
 def key_count(attended: int) -> int:
@@ -65,51 +146,89 @@ def key_count(attended: int) -> int:
     return -(-attended // SLICES_PER_PE) * SLICES_PER_PE
 
 
-def attention_rounds(sequences: int, kv_heads: int, attended: int, head_bytes: int) -> list[Round]:
-    """Rounds for `attended` keys per sequence; `head_bytes` is K and V of one key and head."""
-    keys = key_count(attended)
+def attention_rounds(sequences: int, kv_heads: int, attended: int, table: int) -> list[Round]:
+    """Rounds for `attended` keys per sequence, whose block tables have `table` entries."""
     heads_at_a_time = min(kv_heads, SLICES_PER_PE)
     sequences_at_a_time = max(1, min(sequences, SLICES_PER_PE // heads_at_a_time))
     rounds = []
-    for first in range(0, sequences, sequences_at_a_time):
-        count = min(sequences_at_a_time, sequences - first)
-        for head in range(0, kv_heads, heads_at_a_time):
-            heads_now = min(heads_at_a_time, kv_heads - head)
-            # Splits are a power of two, for the ring, and share the keys in whole units.
-            units = keys // KEY_UNIT
-            most = power_of_two_at_most(SLICES_PER_PE // (count * heads_now))
-            splits = min(most, units & -units)
-            per_slice = keys // splits
-            tile = _divisor_at_most(per_slice, max(KEY_UNIT, KEY_TILE_BYTES // head_bytes))
-            rounds.append(Round(first, count, head, heads_now, splits, per_slice, tile))
+    for head in range(0, kv_heads, heads_at_a_time):
+        heads = min(heads_at_a_time, kv_heads - head)
+        for first in range(0, sequences, sequences_at_a_time):
+            count = min(sequences_at_a_time, sequences - first)
+            splits, keys = _split_keys(attended, table, SLICES_PER_PE // (count * heads))
+            rounds.append(Round(first, count, head, heads, splits, keys))
     return rounds
 
 
-def _divisor_at_most(value: int, limit: int) -> int:
-    """Largest multiple of KEY_UNIT that divides `value` and is at most `limit`."""
-    return max(d for d in range(KEY_UNIT, limit + 1, KEY_UNIT) if value % d == 0)
+def _split_keys(attended: int, table: int, most: int) -> tuple[int, int]:
+    """(splits, keys per slice): a power of two, for the ring; fewest keys per slice, then in all.
+
+    The keys of all splits are entries of the table, and not many more than `attended`.
+    """
+    limit = min(table, attended + attended // PADDING_SHARE + KEY_UNIT)
+    choices = []
+    splits = 1
+    while splits <= power_of_two_at_most(most):
+        keys = -(-attended // (splits * KEY_UNIT)) * KEY_UNIT
+        if splits * keys <= limit or splits == 1:
+            choices.append((keys, splits * keys, splits))
+        splits *= 2
+    keys, _, splits = min(choices)
+    return splits, keys
 
 
-def row_tiles(query_heads: int, tokens: int, keys: int, head_dim: int) -> list[Rows]:
-    """Tiles whose queries and probabilities fit the register file and whose scores fit a tile."""
+def row_tiles(query_heads: int, tokens: int, head_dim: int) -> Iterator[Rows]:
+    """Tiles whose queries fit half of the register file."""
     if tokens == 1:
         lanes = min(LANES, max(2, power_of_two_at_least(query_heads)))
-        step = min(query_heads, max(lanes, _row_limit(lanes, keys, head_dim) // lanes * lanes))
-        tiles = [(h, min(step, query_heads - h), 0, 1) for h in range(0, query_heads, step)]
-        return [Rows(h, n, t, m, lanes, -(-n // lanes) * lanes) for h, n, t, m in tiles]
-    limit = _row_limit(LANES, keys, head_dim)
-    at_a_time = max(1, min(query_heads, limit // tokens))
-    token_step = tokens if limit >= tokens else max(LANES, limit // LANES * LANES)
-    return [
-        Rows(h, n, t, m, LANES, n * m)
-        for h in range(0, query_heads, at_a_time)
-        for n in [min(at_a_time, query_heads - h)]
-        for t in range(0, tokens, token_step)
-        for m in [min(token_step, tokens - t)]
-    ]
+        step = _row_limit(lanes, head_dim)
+        for head in range(0, query_heads, step):
+            heads = min(step, query_heads - head)
+            yield Rows(head, heads, 0, 1, lanes, -(-heads // lanes) * lanes)
+        return
+    limit = _row_limit(LANES, head_dim)
+    heads_at_a_time = min(query_heads, limit // LANES)
+    step = _even(tokens, limit // heads_at_a_time, LANES)
+    for token in range(0, tokens, step):
+        count = min(step, tokens - token)
+        for head in range(0, query_heads, heads_at_a_time):
+            heads = min(heads_at_a_time, query_heads - head)
+            yield Rows(head, heads, token, count, LANES, heads * count)
 
 
-def _row_limit(lanes: int, keys: int, head_dim: int) -> int:
-    per_lane = TRF_BYTES // lanes
-    rows = min(per_lane // (2 * head_dim), per_lane // (2 * keys)) * lanes
-    return max(lanes, min(rows, SCORE_TILE_BYTES // (4 * keys), VRF_ROWS))
+def segments(rows: Rows, keys: int, head_dim: int, *, kept: bool) -> Segments:
+    """Segments of the first `keys` keys of a slice; with `kept`, all of them are in memory."""
+    register = REGISTER_BYTES // rows.lanes // (2 * rows.blocks)
+    most = _at_most(min(SCORE_BYTES // (4 * rows.count), register))
+    joint, single = (_at_most(KEY_TILE_BYTES // (n * head_dim)) for n in (4, 2))
+    together = max(2, PART_BYTES // (rows.count * head_dim * 4))
+    whole = Span(0, keys)
+    if kept:
+        return Segments(tuple(whole.at_most(most)), 0, together)
+    if keys > joint and _parts(keys, single) <= together:
+        spans = whole.at_most(most)
+        tiles = _parts(max(span.count for span in spans), single)
+        if len(spans) * tiles <= together:
+            return Segments(tuple(spans), tiles, len(spans))
+    return Segments(tuple(whole.at_most(min(most, joint))), 0, together)
+
+
+def _parts(keys: int, most: int) -> int:
+    return math.ceil(keys / most)
+
+
+def _at_most(keys: int) -> int:
+    """Whole units of keys, one at least."""
+    return max(KEY_UNIT, keys // KEY_UNIT * KEY_UNIT)
+
+
+def _even(total: int, most: int, unit: int) -> int:
+    """The step, a multiple of `unit`, of the fewest nearly equal parts of at most `most`."""
+    parts = math.ceil(total / max(unit, most // unit * unit))
+    return -(-total // (parts * unit)) * unit
+
+
+def _row_limit(lanes: int, head_dim: int) -> int:
+    """Rows of a tile, a multiple of `lanes`."""
+    rows = REGISTER_BYTES // (2 * head_dim) // lanes * lanes
+    return max(lanes, min(rows, MAX_ROWS))

@@ -116,6 +116,7 @@ def test_the_rope_table_turns_as_rotate_half_does() -> None:
 
 
 def test_key_indices_follow_the_splits() -> None:
-    index = KeyIndex(splits=4, keys=3).derive()
-    assert index[5].tolist() == [3, 4, 5]
-    assert index[7].tolist() == [9, 10, 11]
+    index = KeyIndex(splits=4, keys=16).derive()
+    assert index[5].tolist() == [*range(8, 16), *range(40, 48)]
+    assert index[7].tolist() == [*range(24, 32), *range(56, 64)]
+    assert sorted(index[:4].flat) == list(range(64))

@@ -1,0 +1,426 @@
+"""Attention of one tile of query rows: scores, softmax and weighted values, segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..emitter import Ref, bits
+from ..isa.dtypes import DType
+from ..isa.instructions import (
+    Alu,
+    Birth,
+    Commit,
+    Context,
+    Contraction,
+    Counter,
+    Fate,
+    Fold,
+    Op,
+    Reduce,
+    Sink,
+    Source,
+    Stream,
+    Vector,
+    VectorOp,
+)
+from ..isa.rules import TRANSPOSER_ROWS
+from . import attention_merge
+from .attention_masks import Masks, token_bias
+from .attention_merge import Partial
+from .attention_tiling import MASK_BYTES, MASK_KEYS, Rows, Segments, Span
+from .attention_work import Work
+
+ONES = 32
+"""bf16 ones of a packet, which sums probabilities."""
+POSITION_BYTES = 8
+"""Of a token's position in data memory."""
+ROWS_AT_ONCE = (4, 2, 1)
+"""Register-file rows per lane that a packet of values can meet: their sums fill the accumulator."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Keys of each slice in memory, `pitch` bytes apart; K, V or both of each."""
+
+    span: Span
+    pitch: int
+    keys: Ref | None = None
+    values: Ref | None = None
+
+    def part(self, span: Span) -> Tile:
+        """Some of the keys."""
+        skip = (span.first - self.span.first) * self.pitch
+        keys = self.keys.at(skip) if self.keys else None
+        values = self.values.at(skip) if self.values else None
+        return Tile(span, self.pitch, keys, values)
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """exp(score - maximum) of a span's keys in the register file, [row block][key] in bf16."""
+
+    span: Span
+    trf: Ref
+
+
+class Load(Protocol):
+    """Brings keys, values or both into memory."""
+
+    def __call__(self, span: Span, *, keys: bool, values: bool) -> Tile: ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all tiles of rows of a round use."""
+
+    scale: float
+    load: Load
+    kept: Tile | None
+    """All keys and values of the round, if they fit."""
+    masks: Masks
+    index: Ref
+    ones: Ref
+    positions: Ref
+    """Of the sequence's tokens in the chunk."""
+
+
+@dataclass(frozen=True)
+class RowsKernel:
+    """The commands of one tile of rows."""
+
+    work: Work
+    shared: Shared
+    rows: Rows
+    plan: Segments
+    queries: Ref
+    """Register file, [row block][head_dim]."""
+    seen_by_all: int
+    """Keys of each slice from which on causality may hide some from some rows."""
+
+    @property
+    def packet(self) -> int:
+        """bf16 elements of a key or value that are multiplied at a time."""
+        return 32 if self.work.head_dim % 32 == 0 else 16
+
+    @property
+    def part_bytes(self) -> int:
+        return self.rows.count * self.work.head_dim * 4
+
+    def attend(self) -> Ref:
+        """[row][head_dim] bf16: the softmax of the rows over the keys they see, times V."""
+        attended = self.work.alloc(self.part_bytes // 2, "attended")
+        if len(self.plan.spans) > 1:
+            self._merge_segments(attended)
+            return attended
+        inverse = self.work.alloc(self.rows.count * 4, "inverse_sums")
+        maxima = self.work.alloc(self.rows.count * 4, "maxima")
+        p, tiles = self._softmax(self.plan.spans[0], maxima, inverse, invert=True)
+        if self.plan.parts == 1:
+            vrf = self.work.vrf(inverse, self.rows.count, "inverse_sums")
+            for tile in tiles:
+                self._weigh(tile, p, attended, vrf)
+            return attended
+        partial = self._partial(1)
+        self._weigh_tiles(tiles, p, partial, 0)
+        attention_merge.weighted(self.work, self.rows, partial, inverse, attended, DType.BF16)
+        return attended
+
+    def _merge_segments(self, attended: Ref) -> None:
+        """As many segments at a time as `plan` says; what they give is the next ones' first."""
+        together, left = self.plan.together, list(self.plan.spans)
+        partial, carried = self._partial(min(together, len(left))), 0
+        while True:
+            now, left = left[: partial.segments - carried], left[partial.segments - carried :]
+            for i, span in enumerate(now, carried):
+                maxima, sums = partial.statistics(i, self.rows)
+                p, tiles = self._softmax(span, maxima, sums, invert=False)
+                self._weigh_tiles(tiles, p, partial, i)
+            if not left:
+                break
+            following, carried = self._partial(min(together, len(left) + 1)), 1
+            maxima, sums = following.statistics(0, self.rows)
+            weights = attention_merge.weights(self.work, self.rows, partial, maxima, sums)
+            out = following.results
+            attention_merge.weighted(self.work, self.rows, partial, weights, out, DType.F32)
+            partial = following
+        shares = attention_merge.shares(self.work, self.rows, partial)
+        attention_merge.weighted(self.work, self.rows, partial, shares, attended, DType.BF16)
+
+    def _partial(self, count: int) -> Partial:
+        return Partial(
+            self.work.alloc(count * self.rows.count * 4, "maxima"),
+            self.work.alloc(count * self.rows.count * 4, "sums"),
+            self.work.alloc(count * self.plan.parts * self.part_bytes, "weighted_values"),
+            count,
+            self.plan.parts,
+        )
+
+    def _weigh_tiles(
+        self, tiles: Iterable[Tile], p: Probabilities, partial: Partial, i: int
+    ) -> None:
+        """The results of segment i."""
+        for part, tile in enumerate(tiles):
+            place = partial.results.at((i * self.plan.parts + part) * self.part_bytes)
+            self._weigh(tile, p, place, None)
+
+    # --- softmax of a segment ---
+
+    def _softmax(
+        self, span: Span, maxima: Ref, sums: Ref, *, invert: bool
+    ) -> tuple[Probabilities, Iterable[Tile]]:
+        """Probabilities of the span's keys, not normalised, and the tiles of its values.
+
+        `sums` gets the sums of the probabilities as rounded, or their inverse.
+        """
+        load = self.shared.load
+        both = self.shared.kept.part(span) if self.shared.kept else None
+        if both is None and self.plan.tiles == 0:
+            both = load(span, keys=True, values=True)
+        scores = self.work.alloc(span.count * self.rows.count * 4, "scores")
+        tiles = (
+            [both]
+            if both
+            else (load(part, keys=True, values=False) for part in span.parts(self.plan.tiles))
+        )
+        for tile in tiles:
+            self._scores(tile, scores.at((tile.span.first - span.first) * self.rows.count * 4))
+        self._row_maxima(span, scores, maxima)
+        p = self._fill(span, self._exponentials(span, scores, maxima))
+        self._row_sums(p, sums, invert=invert)
+        values = (
+            [both]
+            if both
+            else (load(part, keys=False, values=True) for part in span.parts(self.plan.tiles))
+        )
+        return p, values
+
+    def _scores(self, tile: Tile, scores: Ref) -> None:
+        """[key][row] f32: scale · q · k, with a bias where keys may be hidden."""
+        rows, work, span = self.rows, self.work, tile.span
+        row_bytes = rows.count * 4
+        free, hidden = span.split(self.seen_by_all)
+        if free.count:
+            self._score_keys(tile.part(free), scores, None)
+        if rows.tokens == 1:
+            assert self.shared.masks.bias is not None
+            for part in hidden.at_most(MASK_KEYS):
+                bias = self.shared.masks.bias.at((part.first - self.shared.masks.first) * 4)
+                vrf = work.vrf(bias, part.count, "bias")
+                place = scores.at((part.first - span.first) * row_bytes)
+                self._score_keys(tile.part(part), place, vrf)
+            return
+        positions = self.shared.positions.at(rows.first_token * POSITION_BYTES)
+        for part in hidden.at_most(MASK_BYTES // (4 * rows.tokens)):
+            bias = token_bias(work, rows, self.shared.index, positions, part)
+            vrf = work.vrf(bias, part.count * rows.tokens, "bias")
+            place = scores.at((part.first - span.first) * row_bytes)
+            self._score_keys(tile.part(part), place, vrf)
+
+    def _score_keys(self, tile: Tile, scores: Ref, bias: Ref | None) -> None:
+        """The product for some keys; `bias` is [key] for one token, else [key][token]."""
+        rows, packet, head_bytes = self.rows, self.packet, 2 * self.work.head_dim
+        assert tile.keys is not None
+        op = VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0)
+        if bias is not None:
+            op = VectorOp(Alu.FMA, Op.FMA, y=Source.IMM0, z=Source.VRF)
+        by_token = bias is not None and rows.tokens > 1
+        heads, blocks = rows.blocks // rows.token_blocks, rows.token_blocks
+        self.work.exec(
+            Context.MAIN,
+            [
+                Counter(
+                    tile.span.count,
+                    a=tile.pitch,
+                    vrf=4 * rows.tokens if bias is not None else 0,
+                    commit=rows.count * 4,
+                ),
+                Counter(self.work.head_dim // packet, fate=Fate.MSUM, a=2 * packet, trf=2 * packet),
+                Counter(
+                    heads,
+                    birth=Birth.REUSE,
+                    trf=blocks * head_bytes,
+                    commit=blocks * rows.lanes * 4,
+                ),
+                Counter(
+                    blocks,
+                    birth=Birth.REUSE,
+                    trf=head_bytes,
+                    vrf=4 * rows.lanes if by_token else 0,
+                    commit=rows.lanes * 4,
+                ),
+            ],
+            Stream(packet),
+            a=tile.keys,
+            trf=self.queries,
+            vrf=bias,
+            out=scores,
+            out_dtype=DType.F32,
+            contraction=Contraction(
+                pack=packet // 16,
+                lanes=rows.lanes,
+                trf_read=2 * packet,
+                depth=packet.bit_length() - 1,
+            ),
+            vector=Vector(
+                (op,),
+                imm=(bits(self.shared.scale), 0, 0),
+                vrf_lane=4 if by_token else 0,
+            ),
+            commit=Commit(lanes=rows.lanes, lane_stride=4),
+        )
+
+    def _row_maxima(self, span: Span, scores: Ref, maxima: Ref) -> None:
+        """f32 per row: the largest score of the span over all splits."""
+        rows = self.rows
+        self.work.exec(
+            Context.MAIN,
+            [
+                Counter(rows.blocks, a=rows.lanes * 4, commit=rows.lanes * 4),
+                Counter(span.count, fate=Fate.VSUM, a=rows.count * 4),
+            ],
+            Stream(rows.lanes),
+            a=scores,
+            dtype=DType.F32,
+            out=maxima,
+            vector=self.work.across_splits(Vector(reduce=Reduce.MAX), Reduce.MAX),
+            commit=Commit(columns=rows.lanes, column_stride=4),
+        )
+
+    def _exponentials(self, span: Span, scores: Ref, maxima: Ref) -> Ref:
+        """exp(score - maximum) as bf16, turned to [row][key]."""
+        rows, row_bytes = self.rows, span.count * 2
+        probabilities = self.work.alloc(rows.count * row_bytes, "probabilities")
+        self.work.exec(
+            Context.MAIN,
+            [
+                Counter(
+                    rows.blocks,
+                    a=rows.lanes * 4,
+                    vrf=rows.lanes * 4,
+                    commit=rows.lanes * row_bytes,
+                ),
+                Counter(span.count, a=rows.count * 4, commit=2),
+            ],
+            Stream(rows.lanes),
+            a=scores,
+            dtype=DType.F32,
+            vrf=self.work.vrf(maxima, rows.count, "maxima"),
+            out=probabilities,
+            out_dtype=DType.BF16,
+            vector=Vector(
+                (
+                    VectorOp(Alu.FMA, Op.SUB, y=Source.VRF),
+                    VectorOp(Alu.EXP, Op.EXP),
+                ),
+                vrf_column=4,
+            ),
+            commit=Commit(
+                columns=rows.lanes,
+                column_stride=row_bytes,
+                transpose_rows=min(rows.lanes, TRANSPOSER_ROWS[16]),
+                transpose_columns=8,
+            ),
+        )
+        return probabilities
+
+    def _fill(self, span: Span, probabilities: Ref) -> Probabilities:
+        """The probabilities in the register file, [row block][key]."""
+        rows, row_bytes = self.rows, span.count * 2
+        trf = self.work.emit.trf()
+        self.work.exec(
+            Context.SUB,
+            [
+                Counter(rows.blocks, a=rows.lanes * row_bytes, trf=row_bytes),
+                Counter(rows.lanes, a=row_bytes, lanes=1),
+                Counter(span.count // 8, a=16, trf=16),
+            ],
+            Stream(8),
+            a=probabilities,
+            out=trf,
+            commit=Commit(Sink.TRF, columns=8),
+            trf_lanes=rows.lanes,
+        )
+        return Probabilities(span, trf)
+
+    def _row_sums(self, p: Probabilities, sums: Ref, *, invert: bool) -> None:
+        """f32 per row: the probabilities times ones, over all splits; or one over that."""
+        rows, span = self.rows, p.span
+        packet = next(n for n in (ONES, 16, 8) if span.count % n == 0)
+        vector = Vector((attention_merge.INVERT,), imm=attention_merge.ONE) if invert else Vector()
+        self.work.exec(
+            Context.MAIN,
+            [
+                Counter(rows.blocks, trf=span.count * 2, commit=rows.lanes * 4),
+                Counter(span.count // packet, fate=Fate.MSUM, trf=2 * packet),
+            ],
+            Stream(packet),
+            a=self.shared.ones,
+            trf=p.trf,
+            out=sums,
+            out_dtype=DType.F32,
+            contraction=Contraction(
+                pack=2 if packet == ONES else 1,
+                lanes=rows.lanes,
+                trf_read=2 * packet,
+                depth=packet.bit_length() - 1,
+            ),
+            vector=self.work.across_splits(vector, Reduce.ADD),
+            commit=Commit(lanes=rows.lanes, lane_stride=4),
+        )
+
+    # --- values ---
+
+    def _weigh(self, tile: Tile, p: Probabilities, out: Ref, inverse: Ref | None) -> None:
+        """[row][head_dim]: probabilities · values, over the tile's keys and all splits.
+
+        In f32; or times `inverse` of each row and rounded to bf16. A packet holds neighbouring
+        values of one key, the keys are summed in time.
+        """
+        rows, packet, span = self.rows, self.packet, p.span
+        at_once = next(n for n in ROWS_AT_ONCE if rows.blocks % n == 0)
+        dtype = DType.F32 if inverse is None else DType.BF16
+        size = dtype.bytes_for(1)
+        row_bytes, out_bytes = span.count * 2, self.work.head_dim * size
+        vrf_block = rows.lanes * 4 if inverse is not None else 0
+        ops = () if inverse is None else (VectorOp(Alu.MUL0, Op.MUL, y=Source.VRF),)
+        assert tile.values is not None
+        self.work.exec(
+            Context.MAIN,
+            [
+                Counter(
+                    rows.blocks // at_once,
+                    trf=at_once * row_bytes,
+                    vrf=at_once * vrf_block,
+                    commit=at_once * rows.lanes * out_bytes,
+                ),
+                Counter(self.work.head_dim // packet, a=2 * packet, commit=packet * size),
+                Counter(tile.span.count, fate=Fate.MSUM, a=tile.pitch, trf=2),
+                Counter(
+                    at_once,
+                    birth=Birth.REUSE,
+                    trf=row_bytes,
+                    vrf=vrf_block,
+                    commit=rows.lanes * out_bytes,
+                ),
+            ],
+            Stream(packet),
+            a=tile.values,
+            trf=p.trf.at((tile.span.first - span.first) * 2),
+            vrf=inverse,
+            out=out,
+            out_dtype=dtype,
+            contraction=Contraction(
+                pack=packet // 16, lanes=rows.lanes, trf_read=2, depth=0, fold=Fold.SEQUENTIAL
+            ),
+            vector=self.work.across_splits(
+                Vector(ops, vrf_lane=4 if inverse is not None else 0), Reduce.ADD
+            ),
+            commit=Commit(
+                lanes=rows.lanes,
+                lane_stride=out_bytes,
+                columns=packet,
+                column_stride=size,
+            ),
+        )

@@ -1,0 +1,71 @@
+"""What the passes of one round of attention share: which slices work, and on which sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..emitter import Emitter, Index, Ref
+from ..isa.dtypes import DType
+from ..isa.instructions import Context, Counter, Placement, Reduce, Stream, Vector
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
+from .attention_tiling import Round
+
+
+@dataclass(frozen=True)
+class Work:
+    """A round, `turn`, that a loop may repeat for later sequences."""
+
+    emit: Emitter
+    turn: Round
+    head_dim: int
+    """Of a head in memory, its padding included."""
+    loop: Index
+    loop_sequences: int
+    """Sequences by which each iteration of the loop moves on."""
+
+    def at(self, ref: Ref, sequence_bytes: int) -> Ref:
+        """What belongs to the round's first sequence, where sequences are so far apart."""
+        here = ref.at(self.turn.first_sequence * sequence_bytes)
+        return here.moved(self.loop, self.loop_sequences * sequence_bytes)
+
+    def alloc(self, size_bytes: int, label: str) -> Ref:
+        return self.emit.alloc(Memory.DM, size_bytes, label)
+
+    def exec(
+        self, context: Context, counters: Sequence[Counter], stream: Stream, **ports: Any
+    ) -> None:
+        """A pass in the slices that work."""
+        self.emit.exec(context, counters, stream, valid_slices=self.turn.slices, **ports)
+
+    def vrf(self, source: Ref, elements: int, label: str, dtype: DType = DType.F32) -> Ref:
+        """Elements of data memory in the VRF of the slices that work."""
+        return self.emit.load_vrf(source, elements, label, dtype, self.turn.slices)
+
+    def across_splits(self, vector: Vector, reduce: Reduce) -> Vector:
+        """The same with results folded over the splits of each group, before any unit works."""
+        if self.turn.splits == 1:
+            return vector
+        placement = Placement.FIRST if vector.ops else Placement.LAST
+        return replace(
+            vector,
+            slice_reduce=reduce,
+            slice_group=self.turn.splits,
+            slice_placement=placement,
+        )
+
+    def per_sequence(self, source: Ref, stride: int, run_bytes: int, label: str) -> Ref:
+        """The sequence's own bytes in each of its slices."""
+        buffer = self.alloc(run_bytes, label)
+        shared = self.turn.kv_heads * self.turn.splits
+        self.emit.dma(
+            [
+                (self.turn.sequences, stride, shared * SLICE_ADDRESS_BYTES),
+                (shared, 0, SLICE_ADDRESS_BYTES),
+            ],
+            run_bytes,
+            self.at(source, stride),
+            buffer,
+        )
+        return buffer
