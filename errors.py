@@ -1325,6 +1325,29 @@ def nothing_to_disassemble(path: str) -> FuriosaLLMError:
     )
 
 
+def trace_needs_bucket(names: Sequence[str]) -> FuriosaLLMError:
+    """ART011: a trace of an artifact with several buckets, and none is named."""
+    return FuriosaLLMError(
+        "ART011",
+        "a trace shows one bucket, and the artifact has several",
+        at="--trace",
+        cause=f"it was built with {', '.join(names)}",
+        next_step=f"add `--bucket {names[0]}`, or another of these",
+        exit_code=2,
+    )
+
+
+def trace_not_written(path: str, reason: str) -> FuriosaLLMError:
+    """ART012: the trace cannot be written where it was asked for."""
+    return FuriosaLLMError(
+        "ART012",
+        f"cannot write the trace to `{path}`",
+        at="--trace",
+        cause=reason,
+        next_step="name a file in a directory that exists and can be written to",
+    )
+
+
 # --- run ---
 
 

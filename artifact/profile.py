@@ -1,11 +1,11 @@
-"""How long the binaries of an artifact take; needs no weights."""
+"""How long the binaries of an artifact take, and what they do when; needs no weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from .. import errors
-from ..backend_rngd.isa.machine import DEFAULT_MACHINE
+from ..backend_rngd.isa.machine import DEFAULT_MACHINE, load_machine
 from ..models.config_types import Bucket
 from ..runtime_sim.timing import ProgramTiming
 from .reader import Artifact, read_artifact
@@ -22,6 +22,23 @@ def profile_artifact(
     artifact = read_artifact(path)
     buckets = artifact.buckets if bucket is None else [_find(artifact, bucket)]
     return [artifact.timing(found, machine) for found in buckets]
+
+
+def trace_artifact(
+    path: Path, file: Path, *, bucket: str | None = None, machine: str | Path = DEFAULT_MACHINE
+) -> None:
+    """Write the Perfetto trace of one bucket to `file`.
+
+    Raises: ART011 if there are several buckets and none is named, ART012, and what
+    `profile_artifact` raises.
+    """
+    from .trace import write_trace
+
+    artifact = read_artifact(path)
+    if bucket is None and len(artifact.buckets) > 1:
+        raise errors.trace_needs_bucket([known.name for known in artifact.buckets])
+    found = artifact.buckets[0] if bucket is None else _find(artifact, bucket)
+    write_trace(artifact.program(found), load_machine(machine), file)
 
 
 def _find(artifact: Artifact, name: str) -> Bucket:

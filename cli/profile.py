@@ -28,18 +28,29 @@ LAYER = re.compile(r"\.\d+(?=\.|$)")
     metavar="FILE",
     help="Machine description to take the costs from, or the name of one that is included.",
 )
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what every engine does when, as a trace for ui.perfetto.dev. Of one bucket.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every layer.")
-def command(artifact: Path, bucket: str | None, machine: str | None, as_json: bool) -> None:
+def command(
+    artifact: Path, bucket: str | None, machine: str | None, trace: Path | None, as_json: bool
+) -> None:
     """Show simulated cycles and bytes of ARTIFACT's binaries, per bucket and per module.
 
     Needs no weights. The table of modules adds up the layers; --json has each of them.
     """
-    from ..artifact.profile import profile_artifact
+    from ..artifact.profile import profile_artifact, trace_artifact
 
+    options = {} if machine is None else {"machine": machine}
     with progress() as report:
         report("timing the binaries")
-        options = {} if machine is None else {"machine": machine}
         timings = profile_artifact(artifact, bucket=bucket, **options)
+        if trace is not None:
+            report("writing the trace")
+            trace_artifact(artifact, trace, bucket=bucket, **options)
     if as_json:
         click.echo(json.dumps({"buckets": [_to_json(timing) for timing in timings]}, indent=2))
         return

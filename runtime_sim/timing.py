@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from .. import errors
-from ..backend_rngd.isa.container import Block, Program
+from ..backend_rngd.isa.container import Block, Call, Program, Provenance
 from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
 from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING
 from ..backend_rngd.isa.instructions import Context, Control, Dma, Exec, Instruction
@@ -78,8 +78,7 @@ def time_program(program: Program, machine: Machine) -> ProgramTiming:
         contexts.update(timing.contexts)
         entries = program.blocks[call.block].provenance
         for entry, row in zip(entries, timing.rows, strict=True):
-            path = ".".join(part for part in (call.prefix, entry.path) if part) or UNNAMED_ROW
-            rows.setdefault(path, _Row()).add(row, entry.macs)
+            rows.setdefault(_row_name(call, entry), _Row()).add(row, entry.macs)
     rows[FINISH_ROW] = _Row(machine.control.finish_cycles)
     total = _Row()
     for row in rows.values():
@@ -99,6 +98,57 @@ def time_program(program: Program, machine: Machine) -> ProgramTiming:
         engines=MappingProxyType(dict(engines)),
         contexts=MappingProxyType(dict(contexts)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCommand:
+    """One command at one time. Cycles count from the program's launch."""
+
+    call: int
+    entry: int
+    """Its place in the block's issue list; repeats issue an entry more than once."""
+    context: Context
+    start: int
+    end: int
+    module: str
+    kind: str
+    """`contraction`, `vector` (passes with vector work alone), `move` or `dma`."""
+    waits_for: tuple[int, ...]
+    """Places in the timeline of the commands whose signals it takes."""
+
+
+def timeline(program: Program, machine: Machine) -> Iterator[TimedCommand]:
+    """Every command of one run in program order, repeats unrolled.
+
+    It begins after the launch; what `time_program` counts as finish follows its last command.
+    Raises: as `time_program`.
+    """
+    costs = _Costs(machine)
+    recorded: dict[int, _Recording] = {}
+    start, first = machine.control.launch_cycles, 0
+    for number, call in enumerate(program.calls):
+        block = program.blocks[call.block]
+        if call.block not in recorded:
+            recorded[call.block] = _record_block(program, block, costs)
+        recording = recorded[call.block]
+        modules = [_row_name(call, entry) for entry in block.provenance]
+        for command in recording.commands:
+            yield TimedCommand(
+                call=number,
+                entry=command.entry,
+                context=command.context,
+                start=start + command.start,
+                end=start + command.end,
+                module=modules[command.provenance],
+                kind=command.kind,
+                waits_for=tuple(first + sender for sender in command.waits_for),
+            )
+        start += recording.cycles
+        first += len(recording.commands)
+
+
+def _row_name(call: Call, entry: Provenance) -> str:
+    return ".".join(part for part in (call.prefix, entry.path) if part) or UNNAMED_ROW
 
 
 def _peak_bytes_per_cycle(program: Program, machine: Machine) -> float:
@@ -155,6 +205,7 @@ class _Command:
     waits: tuple[tuple[int, int], ...]
     signals: tuple[int, ...]
     provenance: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -258,25 +309,67 @@ def _nodes(
             waits=tuple((wait.semaphore, wait.count) for wait in head.waits),
             signals=head.signals,
             provenance=head.provenance,
+            kind=_kind(command),
         )
+
+
+def _kind(command: Exec | Dma) -> str:
+    if isinstance(command, Dma):
+        return "dma"
+    if command.contraction is not None:
+        return "contraction"
+    return "vector" if command.vector.used else "move"
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A command's time from the block's start; `waits_for` are places in the recording."""
+
+    entry: int
+    context: Context
+    start: int
+    end: int
+    provenance: int
+    kind: str
+    waits_for: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """One run of a block, command by command."""
+
+    commands: tuple[_Recorded, ...]
+    cycles: int
+
+
+def _record_block(program: Program, block: Block, costs: _Costs) -> _Recording:
+    commands = program.block_commands(block)
+    _issues(commands, block.name)  # damaged code ends here, before it is unrolled
+    clock = _Clock(block.name, len(block.provenance), record=True)
+    clock.run(tuple(_nodes(commands, 0, len(commands), block.name, costs)))
+    clock.fence()
+    return _Recording(tuple(clock.recorded), sum(clock.attributed))
 
 
 class _Clock:
     """The queues' state while a block's commands go by in program order.
 
     A cycle belongs to the oldest unfinished command, so a command gets the cycles by which it
-    moves the latest finish of all commands up to it.
+    moves the latest finish of all commands up to it. With `record` each command is kept, and
+    repeats run as often as they say.
     """
 
-    def __init__(self, name: str, n_rows: int) -> None:
+    def __init__(self, name: str, n_rows: int, record: bool = False) -> None:
         self.attributed = [0] * n_rows
+        self.recorded: list[_Recorded] = []
+        self._record = record
         self._name = name
         self._free = [0] * len(Context)
         """When each queue's last command has finished."""
         self._vector_free = 0
         """When the last command with the vector engine has finished."""
-        self._signals: dict[int, deque[int]] = {}
-        """When each signal that nobody has taken yet was sent."""
+        self._signals: dict[int, deque[tuple[int, int]]] = {}
+        """When each signal that nobody has taken yet was sent, and by which recorded command."""
         self._end = 0
 
     def run(self, nodes: _Nodes) -> None:
@@ -295,13 +388,16 @@ class _Clock:
 
     def _run_command(self, command: _Command) -> None:
         start = self._free[command.context]
+        waits_for: tuple[int, ...] = ()
         for semaphore, count in command.waits:
             sent = self._signals.get(semaphore, ())
             if len(sent) < count:
                 waiting = f"entry {command.entry}"
                 raise errors.deadlock(self._name, waiting, semaphore, count, len(sent))
             for _ in range(count):
-                start = max(start, self._signals[semaphore].popleft())
+                sent_at, sender = self._signals[semaphore].popleft()
+                start = max(start, sent_at)
+                waits_for += (sender,)
         if command.vector_unit:
             start = max(start, self._vector_free)
             self._vector_free = start + command.cycles
@@ -311,13 +407,21 @@ class _Clock:
         finish = start + command.cycles
         self._free[command.context] = finish
         for semaphore in command.signals:
-            self._signals.setdefault(semaphore, deque()).append(finish)
+            self._signals.setdefault(semaphore, deque()).append((finish, len(self.recorded)))
+        if self._record:
+            self.recorded.append(_record(command, start, finish, waits_for))
         if finish > self._end:
             self.attributed[command.provenance] += finish - self._end
             self._end = finish
 
     def _run_repeat(self, repeat: _Repeat) -> None:
         """Simulate one iteration; fences make the others its copies."""
+        if self._record:
+            for _ in range(repeat.count):
+                self.fence()
+                self.run(repeat.body)
+            self.fence()
+            return
         self.fence()
         start, before = self._end, list(self.attributed)
         self.run(repeat.body)
@@ -325,3 +429,15 @@ class _Clock:
         self.fence()
         for row, earlier in enumerate(before):
             self.attributed[row] += (repeat.count - 1) * (self.attributed[row] - earlier)
+
+
+def _record(command: _Command, start: int, end: int, waits_for: tuple[int, ...]) -> _Recorded:
+    return _Recorded(
+        entry=command.entry,
+        context=Context(command.context),
+        start=start,
+        end=end,
+        provenance=command.provenance,
+        kind=command.kind,
+        waits_for=waits_for,
+    )

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from small_artifact import write_artifact
 
 from furiosa_llm.artifact import reader as reader_module
+from furiosa_llm.artifact import trace as trace_module
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.machine import Machine
 from furiosa_llm.cli.main import main
@@ -83,3 +84,27 @@ def test_a_machine_file_that_is_not_there_is_a_coded_error(tmp_path: Path) -> No
     code, _, stderr = run(tmp_path, "--machine", "not-there.yaml")
     assert code in (1, 2)
     assert stderr.startswith("error[VED021]")
+
+
+# --- traces ---
+
+
+def test_a_trace_is_of_the_bucket_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[str] = []
+
+    def write_trace(program: Program, machine: Machine, file: Path) -> None:
+        traced.append(program.bucket)
+
+    monkeypatch.setattr(trace_module, "write_trace", write_trace)
+    code, _, _ = run(tmp_path, "--trace", str(tmp_path / "t"), "--bucket", "decode:4,32")
+    assert code == 0
+    assert traced == ["decode:4,32"]
+
+
+def test_a_trace_of_several_buckets_is_refused(tmp_path: Path) -> None:
+    code, _, stderr = run(tmp_path, "--trace", str(tmp_path / "t"))
+    assert code == 2
+    assert stderr.startswith("error[ART011]")
+    assert "--bucket prefill:1,16" in stderr

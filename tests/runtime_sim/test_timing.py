@@ -51,7 +51,13 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.plan import ExecPlan, plan_dma, plan_exec
 from furiosa_llm.errors import SimulationFault
-from furiosa_llm.runtime_sim.timing import FINISH_ROW, LAUNCH_ROW, ProgramTiming, time_program
+from furiosa_llm.runtime_sim.timing import (
+    FINISH_ROW,
+    LAUNCH_ROW,
+    ProgramTiming,
+    time_program,
+    timeline,
+)
 
 BOOK = load_machine("book")
 SLICE = 1 << 22
@@ -267,7 +273,7 @@ def test_utilisation_is_a_share_of_what_one_pe_can_do() -> None:
 # --- against a plain simulation ---
 
 
-def timeline(commands: Sequence[Instruction], rows: int) -> list[int]:
+def attributed_cycles(commands: Sequence[Instruction], rows: int) -> list[int]:
     """Cycles per provenance entry, one command after the other and without shortcuts."""
     free = dict.fromkeys(Context, 0)
     signals: dict[int, list[int]] = {}
@@ -329,7 +335,7 @@ def bodies(draw: st.DrawFn, depth: int = 0) -> tuple[Instruction, ...]:
 def test_shortcuts_change_nothing(commands: tuple[Instruction, ...]) -> None:
     timing = time_program(program(*commands, paths=("a", "b", "c")), BOOK)
     rows = {row.path: row.cycles for row in timing.modules}
-    assert [rows[f"layer.{path}"] for path in "abc"] == timeline(commands, 3)
+    assert [rows[f"layer.{path}"] for path in "abc"] == attributed_cycles(commands, 3)
     assert sum(rows.values()) == timing.cycles
 
 
@@ -356,3 +362,41 @@ def test_a_large_program_is_timed_in_well_under_a_second() -> None:
     assert time.perf_counter() - start < 0.5
     one_body = sum(cycles(c) for c in body if isinstance(c, Exec | Dma))
     assert timing.cycles < 32 * 600 * one_body
+
+
+# --- the timeline ---
+
+
+def test_the_timeline_has_every_command_where_the_clock_has_it() -> None:
+    repeat = Control(count=3, length=2)
+    commands = (load(), repeat, load(signals=(3,)), add(waits=(Wait(3, 1),)), add())
+    timed = list(timeline(program(*commands, prefixes=("a", "b")), BOOK))
+    assert [(c.call, c.entry) for c in timed[:8]] == [
+        (0, 0),
+        *[(0, 2), (0, 3)] * 3,
+        (0, 4),
+    ]
+    assert [c.module for c in timed] == ["a"] * 8 + ["b"] * 8
+    assert [c.kind for c in timed[:4]] == ["dma", "dma", "vector", "dma"]
+    assert timed[0].start == BOOK.control.launch_cycles
+    assert all(c.end - c.start == cycles(commands[c.entry]) for c in timed)  # type: ignore[arg-type]
+    assert [c.waits_for for c in timed[:3]] == [(), (), (1,)]
+    assert timed[10].waits_for == (9,)
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_the_timeline_ends_when_the_program_does(data: st.DataObject) -> None:
+    """Also with repeats, which the clock runs once and the timeline as often as they say."""
+    body: list[Instruction] = data.draw(
+        st.lists(
+            st.sampled_from([load(), add(), add(context=Context.SUB), load(512), add(1024)]),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    length = data.draw(st.integers(1, len(body)))
+    count = data.draw(st.integers(1, 4))
+    found = program(load(), Control(count=count, length=length), *body, prefixes=("a", "b"))
+    ends = [command.end for command in timeline(found, BOOK)]
+    assert max(ends) + BOOK.control.finish_cycles == time_program(found, BOOK).cycles
