@@ -22,7 +22,12 @@ def backend_phase(bucket: Bucket, level: int = 2) -> list[ModulePass]:
     from .synchronise import SynchronisePass
     from .tile import TilePass
 
-    return [TilePass.for_bucket(bucket), SchedulePass(level), PlacePass(), SynchronisePass()]
+    return [
+        TilePass.for_bucket(bucket),
+        SchedulePass(level),
+        PlacePass(),
+        SynchronisePass(level),
+    ]
 
 
 def _tile() -> type[ModulePass]:

@@ -134,11 +134,15 @@ class RegionOp(IRDLOperation):
 
 @irdl_op_definition
 class AllocOp(IRDLOperation):
-    """A buffer on chip, in every slice at the same address; `address` is set by `place`."""
+    """A buffer on chip, in every slice at the same address.
+
+    `schedule` sets `lifetime`, the cycles between which it holds something, `place` the address.
+    """
 
     name = "rngd.alloc"
 
     label = prop_def(StringAttr)
+    lifetime = opt_prop_def(DenseArrayBase)
     address = opt_prop_def(IntegerAttr)
     buffer = result_def(BufferType)
 
@@ -160,6 +164,8 @@ class AllocOp(IRDLOperation):
         capacity = ON_CHIP_BYTES.get(self.memory)
         if capacity is None:
             raise VerifyException("HBM regions are declared, not allocated")
+        if self.lifetime is not None and len(self.lifetime.get_values()) != 2:
+            raise VerifyException("a lifetime is its first cycle and the one past its last")
         if self.address is not None:
             end = self.address.value.data + self.size_bytes
             if self.address.value.data < 0 or end > capacity:

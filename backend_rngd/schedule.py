@@ -1,21 +1,323 @@
 """The `schedule` pass: the order in which commands are issued.
 
 Before: commands on virtual buffers, in program order.
-After:  the same commands in the order in which they start.
-Contract: bitwise; conflicting commands keep their order. Raises: BLD014 for an unknown level.
+After:  the same commands in the order in which they start, and each buffer's planned lifetime.
+Contract: bitwise; commands that depend on each other keep their order.
+Raises: BLD014 for an unknown level.
+
+Straight code between repeats is planned as a whole, with the exact costs of the default machine. At
+level 0 each command follows the one before it, at level 1 kernels follow each other and commands
+overlap inside each, at level 2 they overlap across kernels; `synchronise` enforces the same. A
+plan of a lower level is kept where it is not slower, and program order where no plan can be placed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from xdsl.context import Context as XdslContext
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Block, Operation
 from xdsl.passes import ModulePass
 
 from .. import errors
+from .dependences import Command, Touch, dependences, touches
+from .isa.cost import dma_cost, exec_cost
+from .isa.machine import Machine, load_machine
+from .isa.plan import plan_dma, plan_exec
+from .list_schedule import (
+    Plan,
+    Policy,
+    Storage,
+    Stretch,
+    Task,
+    list_schedule,
+    serial_plan,
+)
+from .place import assign_addresses, set_lifetime
+from .rngd import ON_CHIP_BYTES, AllocOp, BlockOp, DmaOp, ExecOp, RepeatOp
 
 LEVELS = (0, 1, 2)
+MEMORIES = tuple(ON_CHIP_BYTES)
+POLICIES = tuple(
+    Policy(by_path, patience, ahead)
+    for by_path in (True, False)
+    for patience in (0, 1000)
+    for ahead in (1.0, 0.75)
+)
+"""What is tried for a stretch; the shortest plan is taken, the first of equal ones."""
+SHRINK = (1.0, 0.94, 0.88, 0.75, 0.5)
+"""Shares of the memories that plans may fill ahead, until one can be placed."""
+
+
+def check_level(level: int) -> None:
+    """Raises: BLD014."""
+    if level not in LEVELS:
+        raise errors.unknown_optimization_level(level, LEVELS)
+
+
+# --- kernels ---
+
+
+def kernels(commands: Sequence[Operation]) -> Iterator[tuple[int, int]]:
+    """Bounds of the longest runs of commands that come from one operator."""
+    first = 0
+    for i in range(1, len(commands) + 1):
+        if i == len(commands) or commands[i].location != commands[first].location:
+            yield first, i
+            first = i
+
+
+def groups(commands: Sequence[Operation], level: int) -> list[tuple[int, int]]:
+    """Bounds of what overlaps at a level; each group follows the whole group before it."""
+    if level == 0:
+        return [(i, i + 1) for i in range(len(commands))]
+    return list(kernels(commands)) if level == 1 else [(0, len(commands))]
+
+
+# --- straight code ---
+
+
+@dataclass
+class _Straight:
+    """Commands between two fences, inside the repeats `inside`, outermost first."""
+
+    block: Block
+    inside: tuple[RepeatOp, ...]
+    commands: list[Command] = field(default_factory=list)
+    following: RepeatOp | None = None
+    """None at the end of the block."""
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Move the commands into this order, behind all else that stands between the fences."""
+        for op in self.commands:
+            op.detach()  # type: ignore[no-untyped-call]  # of xDSL
+        ordered = [self.commands[i] for i in order]
+        if self.following is not None:
+            self.block.insert_ops_before(ordered, self.following)
+        else:
+            self.block.add_ops(ordered)
+
+
+def _straights(block: Block, inside: tuple[RepeatOp, ...] = ()) -> Iterator[_Straight]:
+    current = _Straight(block, inside)
+    for op in block.ops:
+        if isinstance(op, ExecOp | DmaOp):
+            current.commands.append(op)
+        elif isinstance(op, RepeatOp):
+            current.following = op
+            yield current
+            yield from _straights(op.body.block, (*inside, op))
+            current = _Straight(block, inside)
+    yield current
+
+
+def _task(op: Command, machine: Machine) -> tuple[Task, list[Touch]]:
+    if isinstance(op, DmaOp):
+        transfer = plan_dma(op.dma, "")
+        cycles = dma_cost(transfer, machine).total_cycles
+        return Task(int(op.dma.head.context), cycles), touches(op, transfer)
+    plan = plan_exec(op.exec, "")
+    cost = exec_cost(plan, machine)
+    task = Task(
+        context=int(op.exec.head.context),
+        cycles=cost.total_cycles,
+        vector_unit=cost.vector_unit,
+        blocking_cycles=cost.blocking_cycles,
+    )
+    return task, touches(op, plan)
+
+
+# --- a block ---
+
+
+@dataclass
+class _Span:
+    first: int
+    last: int
+
+    def cover(self, first: int, last: int) -> None:
+        self.first, self.last = min(self.first, first), max(self.last, last)
+
+
+class _BlockPlan:
+    """A block's straights as scheduling problems; plans of all of them written into the block."""
+
+    def __init__(self, block: BlockOp, machine: Machine) -> None:
+        self._straights = list(_straights(block.body.block))
+        self._turns = _turns(self._straights)
+        self._allocs = [_allocs_of(straight.commands) for straight in self._straights]
+        self._spans: dict[AllocOp, _Span] = {}
+        """The straights, by number, in which a buffer is used or has to be kept."""
+        for number, allocs in enumerate(self._allocs):
+            for alloc in allocs:
+                first, last = self._kept(alloc, number) or (number, number)
+                self._spans.setdefault(alloc, _Span(first, last)).cover(first, last)
+        self._stretches = [self._stretch(n, machine) for n in range(len(self._straights))]
+
+    def _kept(self, alloc: AllocOp, number: int) -> tuple[int, int] | None:
+        """The straights of the repeat that uses a buffer from outside, in all its turns."""
+        inside = self._straights[number].inside
+        owner = alloc.parent_op()
+        outer = inside[inside.index(owner) + 1 :] if isinstance(owner, RepeatOp) else inside
+        return self._turns[outer[0]] if outer else None
+
+    def _stretch(self, number: int, machine: Machine) -> Stretch:
+        allocs = self._allocs[number]
+        numbers = {alloc: i for i, alloc in enumerate(allocs)}
+        tasks, touched = [], []
+        for op in self._straights[number].commands:
+            task, touch = _task(op, machine)
+            used = dict.fromkeys(numbers[alloc] for alloc in _allocs_of([op]))
+            tasks.append(replace(task, buffers=tuple(used)))
+            touched.append(touch)
+        capacities = dict(ON_CHIP_BYTES)
+        for alloc, span in self._spans.items():
+            if span.first <= number <= span.last and alloc not in numbers:
+                capacities[alloc.memory] -= alloc.size_bytes
+        return Stretch(
+            tuple(replace(t, after=a) for t, a in zip(tasks, dependences(touched), strict=True)),
+            tuple(self._storage(alloc, number) for alloc in allocs),
+            tuple(capacities[memory] for memory in MEMORIES),
+        )
+
+    def _storage(self, alloc: AllocOp, number: int) -> Storage:
+        span, kept = self._spans[alloc], self._kept(alloc, number) is not None
+        return Storage(
+            MEMORIES.index(alloc.memory),
+            alloc.size_bytes,
+            entering=kept or span.first < number,
+            leaving=kept or span.last > number,
+        )
+
+    def plans(self, level: int, ahead: float) -> list[Plan]:
+        """A plan for each straight; commands ahead of their place fill so much of the memories."""
+        return [
+            plan_stretch(stretch, list(kernels(straight.commands)), level, ahead)
+            for straight, stretch in zip(self._straights, self._stretches, strict=True)
+        ]
+
+    def write_lifetimes(self, plans: Sequence[Plan]) -> None:
+        """Cycles of a repeat's body count once."""
+        starts = list(accumulate((plan.makespan for plan in plans), initial=0))
+        lives: dict[AllocOp, _Span] = {}
+        for number, (plan, stretch) in enumerate(zip(plans, self._stretches, strict=True)):
+            for task, start in zip(stretch.tasks, plan.starts, strict=True):
+                for b in task.buffers:
+                    alloc = self._allocs[number][b]
+                    first = starts[number] + start
+                    last = first + task.cycles
+                    kept = self._kept(alloc, number)
+                    if kept is not None:
+                        first, last = starts[kept[0]], starts[kept[1] + 1]
+                    lives.setdefault(alloc, _Span(first, last)).cover(first, last)
+        for alloc, life in lives.items():
+            set_lifetime(alloc, life.first, life.last)
+
+    def reorder(self, plans: Sequence[Plan]) -> None:
+        """Put the commands into the order of the plans."""
+        for straight, plan in zip(self._straights, plans, strict=True):
+            straight.reorder(plan.order)
+
+
+def _turns(straights: Sequence[_Straight]) -> dict[RepeatOp, tuple[int, int]]:
+    """The first and the last straight of each repeat's body, by number."""
+    spans: dict[RepeatOp, _Span] = {}
+    for number, straight in enumerate(straights):
+        for repeat in straight.inside:
+            spans.setdefault(repeat, _Span(number, number)).cover(number, number)
+    return {repeat: (span.first, span.last) for repeat, span in spans.items()}
+
+
+def _allocs_of(commands: Sequence[Command]) -> list[AllocOp]:
+    """The buffers on chip that commands use, each once."""
+    owners = (buffer.owner for op in commands for buffer in op.ports().values())
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, AllocOp)))
+
+
+# --- plans ---
+
+
+def plan_stretch(
+    stretch: Stretch, runs: Sequence[tuple[int, int]], level: int, ahead: float = 1.0
+) -> Plan:
+    """The shortest plan that the level allows; `runs` bounds the kernels."""
+    serial = serial_plan(stretch)
+    if level == 0 or ahead == 0:
+        return serial
+    plan = _one_after_another([_best(part, ahead) for part in _parts(stretch, runs)])
+    if level == 2:
+        plan = min(_best(stretch, ahead), plan, key=lambda plan: plan.makespan)
+    return min(plan, serial, key=lambda plan: plan.makespan)
+
+
+def _best(stretch: Stretch, ahead: float) -> Plan:
+    policies = [replace(policy, ahead=policy.ahead * ahead) for policy in POLICIES]
+    plans = (list_schedule(stretch, policy) for policy in policies)
+    return min(plans, key=lambda plan: plan.makespan)
+
+
+def _parts(stretch: Stretch, runs: Sequence[tuple[int, int]]) -> Iterator[Stretch]:
+    """Runs of commands as stretches of their own, one after the other."""
+    users: dict[int, _Span] = {}
+    for i, task in enumerate(stretch.tasks):
+        for b in task.buffers:
+            users.setdefault(b, _Span(i, i)).cover(i, i)
+    for first, end in runs:
+        yield _part(stretch, first, end, users)
+
+
+def _part(stretch: Stretch, first: int, end: int, users: Mapping[int, _Span]) -> Stretch:
+    numbers: dict[int, int] = {}
+    for task in stretch.tasks[first:end]:
+        for b in task.buffers:
+            numbers.setdefault(b, len(numbers))
+    tasks = tuple(
+        replace(
+            task,
+            after=tuple(j - first for j in task.after if j >= first),
+            buffers=tuple(numbers[b] for b in task.buffers),
+        )
+        for task in stretch.tasks[first:end]
+    )
+    capacities = list(stretch.capacities)
+    storages: dict[int, Storage] = {}
+    for b, storage in enumerate(stretch.buffers):
+        entering = storage.entering or users[b].first < first
+        leaving = storage.leaving or users[b].last >= end
+        if b in numbers:
+            storages[b] = replace(storage, entering=entering, leaving=leaving)
+        elif entering and leaving:
+            capacities[storage.memory] -= storage.size_bytes
+    return Stretch(tasks, tuple(storages[b] for b in numbers), tuple(capacities))
+
+
+def _one_after_another(plans: Sequence[Plan]) -> Plan:
+    """Each plan starts when the one before it has finished."""
+    order: list[int] = []
+    starts: list[int] = []
+    now = 0
+    for plan in plans:
+        order += [len(starts) + i for i in plan.order]
+        starts += [now + start for start in plan.starts]
+        now += plan.makespan
+    return Plan(tuple(order), tuple(starts), now)
+
+
+def _schedule_block(block: BlockOp, level: int, machine: Machine) -> None:
+    """Write the first plans that can be placed; the last try is program order."""
+    problem = _BlockPlan(block, machine)
+    for ahead in (*SHRINK, 0.0):
+        plans = problem.plans(level, ahead)
+        problem.write_lifetimes(plans)
+        try:
+            assign_addresses(block.body.block)
+        except errors.MemoryFull:
+            continue
+        break
+    problem.reorder(plans)
 
 
 @dataclass(frozen=True)
@@ -28,8 +330,10 @@ class SchedulePass(ModulePass):
     """0: program order. 1: overlap inside each kernel. 2: overlap across a block's kernels."""
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise errors.unknown_optimization_level(self.level, LEVELS)
+        check_level(self.level)
 
     def apply(self, ctx: XdslContext, op: ModuleOp) -> None:
-        """Every level keeps program order so far."""
+        machine = load_machine()
+        for block in op.ops:
+            if isinstance(block, BlockOp):
+                _schedule_block(block, self.level, machine)

@@ -75,14 +75,14 @@ class Decoder:
     def module(self) -> ModuleOp:
         return _ModuleBuilder(self).build()
 
-    def program(self, *, apart: bool = False) -> Program:
-        """The binary's program, through the whole backend.
+    def program(self, *, apart: bool = False, level: int = 2) -> Program:
+        """The binary's program, through the whole backend at a level of `build -O`.
 
         `apart` gives each buffer of data memory bytes of its own, so that no buffer is taken for
         written because an older one had been.
         """
         module, context = self.module(), Context()
-        for step in backend_phase(self.bucket):
+        for step in backend_phase(self.bucket, level):
             step.apply(context, module)
             if apart and isinstance(step, PlacePass):
                 _keep_apart(module)

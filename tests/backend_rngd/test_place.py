@@ -45,7 +45,7 @@ def test_buffers_alive_together_do_not_overlap(
     for i, x in enumerate(lives):
         assert addresses[x.alloc] % 32 == 0
         for y in lives[:i]:
-            together = x.first <= y.last and y.first <= x.last
+            together = x.first < y.end and y.first < x.end
             apart = (
                 addresses[x.alloc] >= addresses[y.alloc] + y.alloc.size_bytes
                 or addresses[y.alloc] >= addresses[x.alloc] + x.alloc.size_bytes
