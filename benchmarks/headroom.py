@@ -162,7 +162,7 @@ def class_rows(program: Program, machine: Machine) -> Mapping[str, ClassRow]:
     from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
     from furiosa_llm.backend_rngd.isa.instructions import Control, Exec
     from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
-    from furiosa_llm.runtime_sim.timing import timeline
+    from furiosa_llm.runtime_sim.timeline import timeline
 
     rows: dict[str, ClassRow] = defaultdict(ClassRow)
     end = machine.control.launch_cycles

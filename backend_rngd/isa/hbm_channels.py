@@ -12,7 +12,9 @@ changes no maximum: regions count as lying at multiples of 512 MB, beyond the bi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,12 +31,50 @@ CHANNELS = 2 << NIBBLE
 """Channels that an address can name: a stack, and a nibble inside it."""
 
 
-def channel_of(address: Array, machine: Machine) -> Array:
+@dataclass(frozen=True)
+class AddressMap:
+    """Which bits of an address say what, and how many requests a controller sees."""
+
+    stack_bit: int
+    channel_nibble_bits: tuple[int, ...]
+    bank_bits: tuple[int, ...]
+    bank_group_bits: tuple[int, ...]
+    row_bit: int
+    queue_entries: int
+    unit_bytes: int
+
+    @staticmethod
+    @functools.cache
+    def of(machine: Machine) -> AddressMap:
+        hbm = machine.hbm
+        return AddressMap(
+            hbm.stack_bit,
+            hbm.channel_nibble_bits,
+            hbm.bank_bits,
+            hbm.bank_group_bits,
+            hbm.row_bit,
+            hbm.queue_entries_per_channel,
+            hbm.unit_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What the busiest channel has to do for a transfer's requests."""
+
+    requests: float
+    row_changes: float
+    """Requests that open a row of a bank in which a window holds several rows."""
+    same_group: float
+    """Requests of the bank group with the most, summed over windows."""
+
+
+def channel_of(address: Array, bits: AddressMap) -> Array:
     """The channel of each address: the XOR of its nibbles, below the stack's bit."""
     nibble = np.zeros_like(address)
-    for bit in machine.hbm.channel_nibble_bits:
+    for bit in bits.channel_nibble_bits:
         nibble ^= address >> bit
-    stack = address >> machine.hbm.stack_bit & 1
+    stack = address >> bits.stack_bit & 1
     return stack << NIBBLE | nibble & ((1 << NIBBLE) - 1)
 
 
@@ -43,17 +83,31 @@ def channel_cycles(loops: Sequence[Loop], run: int, machine: Machine, sharers: i
 
     `loops` come outermost first around runs of `run` bytes.
     """
-    unit = machine.hbm.unit_bytes
-    sample, outer = _split([*loops, (-(-run // unit), unit)])
+    pattern = pattern_of(tuple(loops), run, AddressMap.of(machine))
+    delays = machine.hbm.column_delay_dram_cycles
+    penalty = delays["same_bank_group"] / delays["different_bank_group"]
+    shared = max(
+        pattern.requests * machine.hbm_unit_cycles,
+        pattern.row_changes * machine.hbm.row_conflict_cycles,
+    )
+    own = pattern.same_group * machine.hbm_unit_cycles * penalty
+    return max(shared * sharers, own) * CHANNELS / machine.hbm.channels
+
+
+@functools.lru_cache(maxsize=65536)
+def pattern_of(loops: tuple[Loop, ...], run: int, bits: AddressMap) -> Pattern:
+    """The requests of a transfer as the channels see them."""
+    sample, outer = _split([*loops, (-(-run // bits.unit_bytes), bits.unit_bytes)])
     addresses = _addresses(sample)
-    load = np.bincount(channel_of(addresses, machine), minlength=CHANNELS).astype(float)
-    slowdown = _slowdown(addresses, load, machine)
+    load = np.bincount(channel_of(addresses, bits), minlength=CHANNELS).astype(float)
+    looked_at = load.max()
+    row_changes, same_group = _in_windows(addresses, bits)
     for n, stride in outer:
-        shifts = channel_of(np.arange(n, dtype=np.int64) * stride, machine)
+        shifts = channel_of(np.arange(n, dtype=np.int64) * stride, bits)
         load = _xor_convolution(load, np.bincount(shifts, minlength=CHANNELS))
-    load *= CHANNELS / machine.hbm.channels
-    plain = float(load.max()) * machine.hbm_unit_cycles
-    return max(plain * sharers, plain * slowdown[0] * sharers, plain * slowdown[1])
+    requests = float(load.max())
+    scale = requests / looked_at
+    return Pattern(requests, row_changes * scale, same_group * scale)
 
 
 def spread_cycles(requests: int, machine: Machine, sharers: int) -> float:
@@ -90,29 +144,25 @@ def _xor_convolution(left: Array, right: Array) -> Array:
     return combined
 
 
-def _slowdown(addresses: Array, load: Array, machine: Machine) -> tuple[float, float]:
-    """How much longer channels take for changing rows, and for staying in one bank group.
-
-    Both as a multiple of what the busiest channel takes from open rows.
-    """
-    hbm = machine.hbm
-    channel = channel_of(addresses, machine)
+def _in_windows(addresses: Array, bits: AddressMap) -> tuple[int, int]:
+    """(row changes, requests of one bank group): the busiest channel's, window by window."""
+    channel = channel_of(addresses, bits)
     order = np.argsort(channel, kind="stable")
     channel, addresses = channel[order], addresses[order]
     first = np.searchsorted(channel, np.arange(CHANNELS))
-    window = (np.arange(len(addresses)) - first[channel]) // hbm.queue_entries_per_channel
+    window = (np.arange(len(addresses)) - first[channel]) // bits.queue_entries
     place = channel * len(addresses) + window
-    group = place << len(hbm.bank_group_bits) | _bits(addresses, hbm.bank_group_bits)
-    bank = group << len(hbm.bank_bits) | _bits(addresses, hbm.bank_bits)
-    base = load.max() * machine.hbm_unit_cycles
-    rows = np.unique(np.stack([bank, addresses >> hbm.row_bit]), axis=1)[0]
-    changes = _busiest(rows, len(hbm.bank_group_bits) + len(hbm.bank_bits), len(addresses))
-    delays = hbm.column_delay_dram_cycles
-    penalty = delays["same_bank_group"] / delays["different_bank_group"]
-    in_group = _busiest(group, len(hbm.bank_group_bits), len(addresses))
+    group_bits, bank_bits = len(bits.bank_group_bits), len(bits.bank_bits)
+    group = place << group_bits | _bits(addresses, bits.bank_group_bits)
+    bank = group << bank_bits | _bits(addresses, bits.bank_bits)
+    rows = addresses >> bits.row_bit
+    order = np.lexsort((rows, bank))
+    bank, rows = bank[order], rows[order]
+    new = np.ones(len(bank), bool)
+    new[1:] = (bank[1:] != bank[:-1]) | (rows[1:] != rows[:-1])
     return (
-        changes * hbm.row_conflict_cycles / base,
-        in_group * machine.hbm_unit_cycles * penalty / base,
+        _busiest(bank[new], group_bits + bank_bits, len(addresses)),
+        _busiest(group, group_bits, len(addresses)),
     )
 
 

@@ -8,14 +8,9 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from timed_programs import BOOK, add, block_cycles, bodies, cycles, load, program
 
 from furiosa_llm.backend_rngd.isa.container import (
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
     read_program,
     write_program,
 )
@@ -23,7 +18,6 @@ from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost, uses_vector_e
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.expand import expand_commands
 from furiosa_llm.backend_rngd.isa.instructions import (
-    Alu,
     Birth,
     Commit,
     Context,
@@ -35,79 +29,16 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Fate,
     Head,
     Instruction,
-    Op,
     Port,
-    Side,
-    Source,
-    Space,
-    Step,
     Stream,
     Switch,
     Topology,
     Vector,
-    VectorOp,
     Wait,
 )
-from furiosa_llm.backend_rngd.isa.machine import load_machine
-from furiosa_llm.backend_rngd.isa.plan import ExecPlan, plan_dma, plan_exec
+from furiosa_llm.backend_rngd.isa.plan import ExecPlan, plan_exec
 from furiosa_llm.errors import SimulationFault
-from furiosa_llm.runtime_sim.timing import (
-    FINISH_ROW,
-    LAUNCH_ROW,
-    ProgramTiming,
-    time_program,
-    timeline,
-)
-
-BOOK = load_machine("book")
-SLICE = 1 << 22
-
-
-def load(n: int = 64, **head: object) -> Dma:
-    """Bring n rows of 256 B from HBM."""
-    head_of = Head(Context.DMA, **head)  # type: ignore[arg-type]
-    return Dma(head_of, (n,), 256, Side(Space.HBM, 0, (256,)), Side(Space.DM, 0, (SLICE,)))
-
-
-def add(steps: int = 64, context: Context = Context.MAIN, **head: object) -> Exec:
-    return Exec(
-        head=Head(context, **head),  # type: ignore[arg-type]
-        counters=(Counter(steps, a=32, commit=32),),
-        a=Port(dtype=DType.F32),
-        stream=Stream(run=8),
-        vector=Vector(ops=(VectorOp(Alu.FMA, Op.ADD, y=Source.IMM0),)),
-        commit_port=Port(base=65536, dtype=DType.F32),
-        commit=Commit(columns=8, column_stride=4),
-    )
-
-
-def cycles(command: Exec | Dma) -> int:
-    if isinstance(command, Exec):
-        return exec_cost(plan_exec(command, "test"), BOOK).total_cycles
-    return dma_cost(plan_dma(command, "test"), BOOK).total_cycles
-
-
-def program(
-    *commands: Instruction,
-    paths: Sequence[str] = ("",),
-    prefixes: Sequence[str] = ("layer",),
-    macs: int = 0,
-) -> Program:
-    """One block with the given commands, called once for each prefix."""
-    provenance = tuple(Provenance(path=path, macs=macs) for path in paths)
-    header = Header(
-        model_name="test",
-        bucket="decode:1,16",
-        regions=(),
-        blocks=(Block(name="block", first=0, count=len(commands), provenance=provenance),),
-        calls=tuple(Call(block=0, prefix=prefix, bindings=()) for prefix in prefixes),
-    )
-    return Program(header, commands)
-
-
-def block_cycles(timing: ProgramTiming) -> int:
-    return timing.cycles - BOOK.control.launch_cycles - BOOK.control.finish_cycles
-
+from furiosa_llm.runtime_sim.timing import FINISH_ROW, LAUNCH_ROW, time_program
 
 # --- queues ---
 
@@ -302,34 +233,6 @@ def attributed_cycles(commands: Sequence[Instruction], rows: int) -> list[int]:
     return out
 
 
-@st.composite
-def bodies(draw: st.DrawFn, depth: int = 0) -> tuple[Instruction, ...]:
-    """Straight code and repeats, with signals that balance where fences demand it."""
-    out: list[Instruction] = []
-    for _ in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["load", "add", "sub", "pair", "double", "repeat"]))
-        size = draw(st.sampled_from([1, 16, 200, 900]))
-        row = draw(st.integers(0, 2))
-        if kind == "load":
-            out.append(load(size, provenance=row))
-        elif kind in ("add", "sub"):
-            context = Context.MAIN if kind == "add" else Context.SUB
-            out.append(add(size, context, provenance=row))
-        elif kind == "pair":  # the addition waits for the load
-            out.append(load(size, signals=(1,), provenance=row))
-            out.append(add(16, waits=(Wait(1, 1),), provenance=(row + 1) % 3))
-        elif kind == "double":  # two buffers: a load waits for the addition before the last
-            out += [add(1, signals=(3,)), add(1, signals=(3,))]
-            for _ in range(draw(st.integers(1, 5))):
-                out.append(load(size, waits=(Wait(3, 1),), signals=(2,), provenance=row))
-                out.append(add(64, waits=(Wait(2, 1),), signals=(3,), provenance=(row + 1) % 3))
-            out.append(load(1, waits=(Wait(3, 2),)))
-        elif depth < 2:
-            inner = draw(bodies(depth + 1))
-            out += [Control(draw(st.integers(1, 12)), len(inner), (Step(1, 64),)), *inner]
-    return tuple(out) or (load(),)
-
-
 @given(bodies())
 @settings(max_examples=60)
 def test_shortcuts_change_nothing(commands: tuple[Instruction, ...]) -> None:
@@ -362,41 +265,3 @@ def test_a_large_program_is_timed_in_well_under_a_second() -> None:
     assert time.perf_counter() - start < 0.5
     one_body = sum(cycles(c) for c in body if isinstance(c, Exec | Dma))
     assert timing.cycles < 32 * 600 * one_body
-
-
-# --- the timeline ---
-
-
-def test_the_timeline_has_every_command_where_the_clock_has_it() -> None:
-    repeat = Control(count=3, length=2)
-    commands = (load(), repeat, load(signals=(3,)), add(waits=(Wait(3, 1),)), add())
-    timed = list(timeline(program(*commands, prefixes=("a", "b")), BOOK))
-    assert [(c.call, c.entry) for c in timed[:8]] == [
-        (0, 0),
-        *[(0, 2), (0, 3)] * 3,
-        (0, 4),
-    ]
-    assert [c.module for c in timed] == ["a"] * 8 + ["b"] * 8
-    assert [c.kind for c in timed[:4]] == ["dma", "dma", "vector", "dma"]
-    assert timed[0].start == BOOK.control.launch_cycles
-    assert all(c.end - c.start == cycles(commands[c.entry]) for c in timed)  # type: ignore[arg-type]
-    assert [c.waits_for for c in timed[:3]] == [(), (), (1,)]
-    assert timed[10].waits_for == (9,)
-
-
-@given(st.data())
-@settings(max_examples=40)
-def test_the_timeline_ends_when_the_program_does(data: st.DataObject) -> None:
-    """Also with repeats, which the clock runs once and the timeline as often as they say."""
-    body: list[Instruction] = data.draw(
-        st.lists(
-            st.sampled_from([load(), add(), add(context=Context.SUB), load(512), add(1024)]),
-            min_size=1,
-            max_size=6,
-        )
-    )
-    length = data.draw(st.integers(1, len(body)))
-    count = data.draw(st.integers(1, 4))
-    found = program(load(), Control(count=count, length=length), *body, prefixes=("a", "b"))
-    ends = [command.end for command in timeline(found, BOOK)]
-    assert max(ends) + BOOK.control.finish_cycles == time_program(found, BOOK).cycles

@@ -1,0 +1,128 @@
+"""Blocks for the clock: what each command costs, how repeats nest, which module commands serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .. import errors
+from ..backend_rngd.isa.container import Block, Call, Program, Provenance
+from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
+from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING
+from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
+from ..backend_rngd.isa.machine import Machine
+from ..backend_rngd.isa.plan import Plan, plan_dma, plan_exec
+from .clock import SIGNAL, Clock, Command, Repeat
+from .spread import Spread, command_spread, number_spread
+
+UNNAMED_ROW = "<unnamed>"
+"""The row of commands whose call and provenance name no module."""
+
+
+def module_path(call: Call, entry: Provenance) -> str:
+    """The module that a command of `call` belongs to."""
+    return ".".join(part for part in (call.prefix, entry.path) if part) or UNNAMED_ROW
+
+
+class Costs:
+    """Costs of commands on a machine; equal commands of a program are one object."""
+
+    def __init__(self, machine: Machine, sharers: int) -> None:
+        self.machine = machine
+        self._sharers = sharers
+        self._known: dict[int, tuple[int, ExecCost | DmaCost]] = {}
+        self._numbers: dict[int, int] = {}
+        self._plans: list[Plan] = []
+        self._spreads: dict[int, Spread] = {}
+
+    def of(self, command: Exec | Dma, where: str) -> ExecCost | DmaCost:
+        return self.numbered(command, where)[1]
+
+    def numbered(self, command: Exec | Dma, where: str) -> tuple[int, ExecCost | DmaCost]:
+        """The cost of `command`, and a number that commands of one shape share. Raises: VED011."""
+        known = self._known.get(id(command))
+        if known is None:
+            cost: ExecCost | DmaCost
+            plan: Plan
+            if isinstance(command, Exec):
+                plan = plan_exec(command, where)
+                cost = exec_cost(plan, self.machine)
+            else:
+                plan = plan_dma(command, where)
+                cost = dma_cost(plan, self.machine, self._sharers)
+            number = self._numbers.setdefault(id(cost), len(self._plans))
+            if number == len(self._plans):
+                self._plans.append(plan)
+            known = self._known[id(command)] = number, cost
+        return known
+
+    def spread(self, number: int) -> Spread:
+        """The spread of the cost with that number."""
+        if number == SIGNAL:
+            return number_spread(self.machine, "control.signal_cycles")
+        if number not in self._spreads:
+            plan = self._plans[number]
+            self._spreads[number] = command_spread(plan, self.machine, self._sharers)
+        return self._spreads[number]
+
+
+def run_clock(program: Program, block: Block, costs: Costs) -> Clock:
+    """One run of `block`. Raises: VED011, SIM001 to SIM003, SIM005, SIM006."""
+    commands = program.block_commands(block)
+    issues(commands, block.name)
+    signal_cycles = costs.machine.control.signal_cycles
+    clock = Clock(block.name, len(block.provenance), signal_cycles)
+    clock.run(tuple(_nodes(commands, 0, len(commands), block.name, costs)))
+    clock.fence()
+    return clock
+
+
+def issues(commands: Sequence[Instruction], name: str) -> list[int]:
+    """How often each entry is issued. Raises: SIM001, SIM002, SIM003."""
+    counts: list[int] = []
+    open_repeats: list[tuple[int, int]] = []  # (end of the body, iterations so far)
+    for i, command in enumerate(commands):
+        while open_repeats and open_repeats[-1][0] == i:
+            open_repeats.pop()
+        count = open_repeats[-1][1] if open_repeats else 1
+        counts.append(count)
+        if isinstance(command, Control):
+            end = open_repeats[-1][0] if open_repeats else len(commands)
+            if i + 1 + command.length > end:
+                raise errors.repeat_leaves_block(f"{name}[{i}]", command.length, end - i - 1)
+            if len(open_repeats) == MAX_NESTING:
+                raise errors.repeats_too_deep(f"{name}[{i}]", MAX_NESTING)
+            open_repeats.append((i + 1 + command.length, count * command.count))
+    total = sum(
+        n for n, command in zip(counts, commands, strict=True) if not isinstance(command, Control)
+    )
+    if total > MAX_ISSUED:
+        raise errors.too_many_commands(name, total, MAX_ISSUED)
+    return counts
+
+
+def _nodes(
+    commands: Sequence[Instruction], first: int, end: int, name: str, costs: Costs
+) -> Iterator[Command | Repeat]:
+    """The entries [first, end) as a tree; `_issues` has checked that repeats nest."""
+    i = first
+    while i < end:
+        command = commands[i]
+        i += 1
+        if isinstance(command, Control):
+            body = tuple(_nodes(commands, i, i + command.length, name, costs))
+            i += command.length
+            yield Repeat(command.count, body)
+            continue
+        head = command.head
+        number, cost = costs.numbered(command, f"{name}[{i - 1}]")
+        yield Command(
+            entry=i - 1,
+            context=int(head.context),
+            cycles=cost.total_cycles,
+            vector_unit=isinstance(cost, ExecCost) and cost.vector_unit,
+            blocking_cycles=cost.blocking_cycles if isinstance(cost, ExecCost) else 0,
+            starves_dma=isinstance(cost, ExecCost) and cost.starves_dma,
+            waits=tuple((wait.semaphore, wait.count) for wait in head.waits),
+            signals=head.signals,
+            link=(head.provenance, number),
+        )

@@ -1,0 +1,202 @@
+"""When each command of a block starts and ends: queues, signals, shared units, fences.
+
+A command starts when the one before it in its queue has finished, its signals have arrived and the
+units that it shares with other queues are free; who comes first in the program takes a unit first.
+Iterations of a repeat are fenced, so one is simulated and the others are its copies.
+
+The clock also remembers what each command waited for. From the last finish back to the start that
+is the critical path: the commands whose lengths add up to the block's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .. import errors
+from ..backend_rngd.isa.instructions import Context
+
+SIGNAL = -1
+"""Stands for a signal's way where costs have numbers."""
+Link = tuple[int, int]
+"""A piece of the critical path: (row of the provenance table, number of the cost or SIGNAL)."""
+Point = tuple[float, Link | None, "Point | None"]
+"""A moment, what ended then, and the moment at which that began."""
+START: Point = (0, None, None)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the clock needs to know of an entry of the issue list."""
+
+    entry: int
+    context: int
+    cycles: int
+    vector_unit: bool
+    blocking_cycles: int
+    starves_dma: bool
+    waits: tuple[tuple[int, int], ...]
+    signals: tuple[int, ...]
+    link: Link
+    """Its row of the provenance table and the number of its cost."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    count: int
+    body: Nodes
+
+
+Nodes = tuple[Command | Repeat, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One run of a command, in cycles from the start of the block."""
+
+    command: Command
+    start: int
+    end: int
+    waits_for: tuple[int, ...]
+    """How many runs ago the commands were issued whose signals it took."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Events of a repeat's first iteration; each later one comes `period` cycles on."""
+
+    count: int
+    period: int
+    events: Events
+
+
+Events = tuple[Event | Loop, ...]
+
+
+class Clock:
+    """The queues' state while a block's commands go by in program order.
+
+    A cycle belongs to the oldest unfinished command, so a command gets the cycles by which it
+    moves the latest finish of all commands up to it.
+    """
+
+    def __init__(self, name: str, n_rows: int, signal_cycles: int) -> None:
+        self.attributed = [0] * n_rows
+        """Cycles of each row of the provenance table."""
+        self.path: Counter[Link] = Counter()
+        """How often each piece stands on the critical path up to the last fence."""
+        self._name = name
+        self._signal_cycles = signal_cycles
+        self._free = [START] * len(Context)
+        """When each queue's last command has finished."""
+        self._vector_free = START
+        """When the last command with the vector engine has finished."""
+        self._signals: dict[int, deque[tuple[Point, int]]] = {}
+        """When each signal that nobody has taken yet was sent, and by which run."""
+        self._end = START
+        self._events: list[Event | Loop] = []
+        self._runs = 0
+
+    @property
+    def end(self) -> int:
+        """The latest finish so far."""
+        return int(self._end[0])
+
+    @property
+    def events(self) -> Events:
+        return tuple(self._events)
+
+    def run(self, nodes: Nodes) -> None:
+        """Raises: SIM005, SIM006."""
+        for node in nodes:
+            if isinstance(node, Repeat):
+                self._run_repeat(node)
+            else:
+                self._run_command(node)
+
+    def fence(self) -> None:
+        """Let every queue finish. Raises: SIM005 when a signal has not been taken."""
+        for semaphore, sent in self._signals.items():
+            if sent:
+                raise errors.semaphore_unbalanced(self._name, semaphore, len(sent), 0)
+        point: Point | None = self._end
+        while point is not None:
+            if point[1] is not None:
+                self.path[point[1]] += 1
+            point = point[2]
+        self._restart(self.end)
+
+    def _restart(self, time: int) -> None:
+        self._end = (time, None, None)
+        self._free = [self._end] * len(Context)
+        self._vector_free = self._end
+
+    def _run_command(self, command: Command) -> None:
+        cause, waits_for = self._signalled(command)
+        if command.vector_unit:
+            cause = _later(cause, self._vector_free)
+        if command.blocking_cycles or command.starves_dma:
+            cause = _later(cause, self._free[Context.DMA])
+        if command.blocking_cycles:
+            cause = _later(cause, self._free[Context.SUB])
+        start = cause[0]
+        finish: Point = (start + command.cycles, command.link, cause)
+        if command.blocking_cycles:
+            loaded: Point = (start + command.blocking_cycles, None, cause)
+            self._free[Context.SUB] = self._free[Context.DMA] = loaded
+        if command.starves_dma:
+            self._free[Context.DMA] = finish
+        if command.vector_unit:
+            self._vector_free = finish
+        self._free[command.context] = finish
+        for semaphore in command.signals:
+            self._signals.setdefault(semaphore, deque()).append((finish, self._runs))
+        self._events.append(Event(command, int(start), int(finish[0]), waits_for))
+        self._runs += 1
+        if finish[0] > self._end[0]:
+            self.attributed[command.link[0]] += int(finish[0] - self._end[0])
+            self._end = finish
+
+    def _signalled(self, command: Command) -> tuple[Point, tuple[int, ...]]:
+        """What it waits for last, and how many runs ago its signals were sent. Raises: SIM006."""
+        cause = self._free[command.context]
+        waits_for: list[int] = []
+        for semaphore, count in command.waits:
+            sent = self._signals.get(semaphore, deque())
+            if len(sent) < count:
+                waiting = f"entry {command.entry}"
+                raise errors.deadlock(self._name, waiting, semaphore, count, len(sent))
+            for _ in range(count):
+                point, run = sent.popleft()
+                waits_for.append(self._runs - run)
+                arrival = point[0] + self._signal_cycles
+                if arrival > cause[0]:
+                    cause = (arrival, (command.link[0], SIGNAL), point)
+        return cause, tuple(waits_for)
+
+    def _run_repeat(self, repeat: Repeat) -> None:
+        """Simulate one iteration; fences make the others its copies."""
+        self.fence()
+        start, before = self.end, list(self.attributed)
+        path, self.path = self.path, Counter()
+        events, self._events = self._events, []
+        self.run(repeat.body)
+        self.fence()
+        period = self.end - start
+        events.append(Loop(repeat.count, period, self.events))
+        self._events = events
+        self.path = _plus(path, self.path, repeat.count)
+        self._restart(self.end + (repeat.count - 1) * period)
+        for row, earlier in enumerate(before):
+            self.attributed[row] += (repeat.count - 1) * (self.attributed[row] - earlier)
+
+
+def _later(left: Point, right: Point) -> Point:
+    return right if right[0] > left[0] else left
+
+
+def _plus(left: Counter[Link], right: Mapping[Link, int], times: int) -> Counter[Link]:
+    for link, count in right.items():
+        left[link] += times * count
+    return left
