@@ -834,13 +834,14 @@ def too_many_features(label: str, features: int, limit: int) -> CompileError:
     )
 
 
-def reduction_too_long(k: int, limit: int) -> CompileError:
-    """BCK002: a product sums over more features than one register-file lane holds."""
+def invalid_tiling(where: str, cause: str) -> CompileError:
+    """BCK006: a pinned tiling cannot be read, or does not suit the product that it is for."""
     return CompileError(
-        "BCK002",
-        f"a product over {k} features does not fit the register file",
-        cause=f"one row of activations may have at most {limit} features on a PE",
-        next_step="use more PEs per tensor-parallel group, so that each sums fewer features",
+        "BCK006",
+        "a pinned tiling is not usable",
+        at=where,
+        cause=cause,
+        next_step="start from a line that `furiosa-llm build --explain-tiling` prints",
     )
 
 

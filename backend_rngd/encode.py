@@ -49,6 +49,7 @@ from .rngd import (
     ProgramOp,
     RegionOp,
     RepeatOp,
+    TilingOp,
     WorkOp,
     buffer_memory,
     steps_of,
@@ -205,7 +206,7 @@ class _EncodedBlock:
                     steps = self._steps(op, depth)
                     self.commands.insert(start, Control(op.count.value.data, length, steps))
                 case _:
-                    assert isinstance(op, AllocOp), op.name
+                    assert isinstance(op, AllocOp | TilingOp), op.name
 
     def _steps(self, repeat: RepeatOp, depth: int) -> tuple[Step, ...]:
         """What the repeat at nesting `depth` adds to each register that its body uses."""

@@ -7,13 +7,13 @@ there. A block's HBM arguments are collected on the way: what they stand for is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import add
 
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from ..ir import nn, paged
+from ..ir import nn, paged, provenance
 from ..ir.types import shape_of
 from .emitter import Activation, Emitter, Ref
 from .isa.dtypes import DType
@@ -31,18 +31,23 @@ from .isa.layout import (
     heads,
     plain,
 )
+from .isa.machine import load_machine
 from .isa.plan import Memory
 from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds
 from .kernels.cache import write_cache
-from .kernels.linear import linear
+from .kernels.linear import Product, check_tiling, linear
 from .kernels.norm import rms_norm
 from .kernels.rope import rope
-from .rngd import BlockOp, BufferType, WorkOp
+from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
+from .tiling import MatmulTiling, Pins, pinned
+from .tiling_search import ProductKey, predict, search
 from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
 
+HEADS_RANK = 4
+"""Dims of a tensor of heads: [B, T, heads, head_dim]."""
 PADDING_POSITION = 1
 """Position id of padding tokens (docs of the vendor's interface): a row of every RoPE table."""
 
@@ -165,6 +170,20 @@ def useful_macs(op: Operation, shape: TokenShape, chunk: Chunk) -> int:
             return 0
 
 
+def _is_read_by_heads(value: SSAValue) -> bool:
+    """Whether only attention and the cache read it, head by head: not slices without features."""
+    for use in value.uses:
+        op = use.operation
+        if isinstance(op, paged.WriteOp | paged.AttentionOp):
+            continue
+        per_head = isinstance(op, nn.RmsNormOp) and len(shape_of(op.x)) == HEADS_RANK
+        if not (per_head or _is_view(op) or isinstance(op, nn.RopeOp)):
+            return False
+        if not _is_read_by_heads(op.results[0]):
+            return False
+    return True
+
+
 # --- the block ---
 
 
@@ -178,6 +197,8 @@ class BlockLowering:
     chunk: Chunk
     logits: frozenset[int]
     """Numbers of the results that are logits."""
+    pins: Pins = field(default_factory=dict)
+    """Prescribed tilings by patterns of module paths."""
     needs: list[Need] = field(default_factory=list)
     block: Block = field(default_factory=Block)
     values: dict[SSAValue, Activation] = field(default_factory=dict)
@@ -301,19 +322,33 @@ class BlockLowering:
         bias = None
         if op.bias is not None:
             bias = self.parameter(op.bias, VectorLayout(order=order, per_slice=per_slice))
-        return linear(
-            self.emit,
-            x,
-            self.parameter(op.w, layout),
-            order,
-            label="product",
-            bias=bias,
-            dtype=DType.F32 if op.y in self.wide else DType.BF16,
+        dtype = DType.F32 if op.y in self.wide else DType.BF16
+        y = self.emit.activation(order, x.tokens, "product", dtype)
+        key = ProductKey(
+            x.order, order, x.tokens, dtype, bias is not None, may_repeat=_is_read_by_heads(op.y)
         )
+        tiling = self._tiling(op, key)
+        zeros = None if tiling.every_slice else self.need(Zeros(size=y.size_bytes))
+        linear(Product(self.emit, x, self.parameter(op.w, layout), y, tiling, bias, zeros=zeros))
+        return y
+
+    def _tiling(self, op: Operation, key: ProductKey) -> MatmulTiling:
+        """The product's pin if there is one, else what the search finds. Raises: BCK006."""
+        found = provenance.read(op.location)
+        module = found.module if found else ""
+        machine = load_machine()
+        tiling = pinned(self.pins, module)
+        if tiling is None:
+            tiling = search(key, machine)
+        else:
+            check_tiling(key.shape, tiling, module)
+            tiling = replace(tiling, predicted=predict(key, tiling, machine))
+        self.emit.append(TilingOp(tiling.to_text()))
+        return tiling
 
     def _rms_norm(self, op: nn.RmsNormOp) -> Activation:
         x = self._of(op.x)
-        per_head = shape_of(op.weight)[0] != x.order.features
+        per_head = len(shape_of(op.x)) == HEADS_RANK
         layout = VectorLayout(order=x.order, per_slice=x.per_slice, repeat=per_head)
         weight = self.parameter(op.weight, layout)
         return rms_norm(

@@ -334,6 +334,18 @@ class WorkOp(IRDLOperation):
 
 
 @irdl_op_definition
+class TilingOp(IRDLOperation):
+    """How the product at this location is cut: the text of its tiling record."""
+
+    name = "rngd.tiling"
+
+    record = prop_def(StringAttr)
+
+    def __init__(self, record: str) -> None:
+        super().__init__(properties={"record": StringAttr(record)})
+
+
+@irdl_op_definition
 class RepeatOp(IRDLOperation):
     """Run the body `count` times; each iteration is fenced."""
 
@@ -399,6 +411,6 @@ class ProgramOp(IRDLOperation):
 
 RNGD = Dialect(
     "rngd",
-    [ProgramOp, RegionOp, AllocOp, ExecOp, DmaOp, WorkOp, RepeatOp, BlockOp, CallOp],
+    [ProgramOp, RegionOp, AllocOp, ExecOp, DmaOp, WorkOp, TilingOp, RepeatOp, BlockOp, CallOp],
     [BufferType, CommandAttr],
 )

@@ -4,7 +4,7 @@ Before: `@forward` calls functions of `nn` and `paged` ops, of one bucket.
 After:  HBM regions, one `rngd.block` per function, one `rngd.call` per call; every buffer on chip
         is virtual.
 Contract: budget; sums are in f32 and rounded once where PyTorch rounds each operator to bf16.
-Raises: BCK001 (all unsupported operators at once), BCK002, BCK003, BCK005.
+Raises: BCK001 (all unsupported operators at once), BCK003, BCK005, BCK006.
 
 A function's tokens are worked on in chunks, as many at a time as data memory can hold, and each
 chunk is a block and a call of its own. Chunks of one sequence come in order, so that a chunk finds
@@ -34,6 +34,7 @@ from .lower_block import Argument, BlockLowering, LoweredBlock, Need, Result, wh
 from .place import assign_addresses
 from .rngd import CallOp, ProgramOp, RegionOp
 from .supported import unsupported
+from .tiling import Pins, parse_pins
 from .tokens import (
     INDEX_BYTES,
     SEQUENCE_CHUNK_TOKENS,
@@ -48,9 +49,9 @@ CHUNK_TOKENS = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def lower_function(
-    function: func.FuncOp, shape: TokenShape, logits: frozenset[int]
+    function: func.FuncOp, shape: TokenShape, logits: frozenset[int], pins: Pins
 ) -> list[LoweredBlock]:
-    """A block per chunk, with as many tokens at a time as fit. Raises: BCK002, BCK003."""
+    """A block per chunk, with as many tokens at a time as fit. Raises: BCK003, BCK006."""
     name = function.sym_name.data
     full: errors.MemoryFull | None = None
     for limit in CHUNK_TOKENS:
@@ -58,7 +59,7 @@ def lower_function(
         names = [name] if len(parts) == 1 else [f"{name}_part_{i}" for i in range(len(parts))]
         try:
             blocks = [
-                _checked(BlockLowering(part_name, function, shape, chunk, logits).run())
+                _checked(BlockLowering(part_name, function, shape, chunk, logits, pins).run())
                 for part_name, chunk in zip(names, parts, strict=True)
             ]
         except errors.MemoryFull as error:
@@ -236,12 +237,14 @@ class TilePass(ModulePass):
     """Sequences."""
     length: int = 1
     """Attended tokens per sequence, the new ones included."""
+    pins: tuple[str, ...] = ()
+    """Tilings that products must have: `pattern of module paths inside a block: record`."""
 
     @staticmethod
-    def for_bucket(bucket: Bucket) -> TilePass:
+    def for_bucket(bucket: Bucket, pins: tuple[str, ...] = ()) -> TilePass:
         """The pass for `bucket`."""
         kind = "decode" if bucket.is_decode else "prefill"
-        return TilePass(kind, bucket.batch_size, bucket.attention_size)
+        return TilePass(kind, bucket.batch_size, bucket.attention_size, pins)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         shape = TokenShape(Bucket.parse(f"{self.kind}:{self.batch},{self.length}"))
@@ -251,8 +254,9 @@ class TilePass(ModulePass):
         if problems:
             raise errors.unsupported_by_backend(problems)
         logits = _logits_results(forward)
+        pins = parse_pins(self.pins, "pins")
         blocks = {
-            name: lower_function(f, shape, logits.get(name, frozenset()))
+            name: lower_function(f, shape, logits.get(name, frozenset()), pins)
             for name, f in functions.items()
         }
         program = _ProgramLowering(forward, shape, blocks)

@@ -203,8 +203,27 @@ def _contraction_cycles(plan: ExecPlan, machine: Machine) -> int:
     dtype = plan.stream_dtype
     kind = "bf16" if dtype.bits == 16 else f"{'f' if dtype.is_float else 'i'}{dtype.bits}"
     per_packet = _ceil(plan.command.stream.elements, machine.contraction.macs_per_lane[kind])
-    products = plan.steps * per_packet
+    products = _multiplied_packets(plan, machine) * per_packet
     return max(_collected_flits(plan, machine), products, _drained_flits(plan, machine))
+
+
+def _multiplied_packets(plan: ExecPlan, machine: Machine) -> int:
+    """Packets that meet register rows, re-use included.
+
+    The stream adapter joins `pack` flits of the stream as they come: where neighbouring packets
+    are of one flit, are summed, and meet neighbouring rows, two of them are multiplied at once.
+    """
+    c = plan.command
+    assert c.contraction is not None
+    streamed = [k for k in plan.counters if k.birth != Birth.REUSE]
+    flits = _flits(plan, c.stream.elements, machine)
+    if not streamed or c.contraction.pack == 1 or flits > 1:
+        return plan.steps
+    inner = streamed[-1]
+    dense = c.stream.elements == c.contraction.trf_read * 8 // c.trf.dtype.bits
+    if inner.fate != Fate.MSUM or inner.trf != c.contraction.trf_read or not dense:
+        return plan.steps
+    return plan.steps // inner.n * _ceil(inner.n, c.contraction.pack)
 
 
 def _drained_flits(plan: ExecPlan, machine: Machine) -> int:

@@ -101,8 +101,24 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
+def column_positions(into: FeatureOrder, k_padded: int) -> np.ndarray:
+    """i64[k_padded]: the position of `into` that stands in each column of a `RowsLayout`.
+
+    Slices hold their positions in chunks of 16; column (c · slices + s) · 16 + i is position i of
+    chunk c of slice s.
+    """
+    per_slice = features_per_slice(into)
+    slices = -(-k_padded // per_slice)
+    chunks = np.arange(slices * per_slice).reshape(slices, per_slice // CHUNK, CHUNK)
+    return chunks.swapaxes(0, 1).reshape(-1)[:k_padded]
+
+
 class RowsLayout(Table):
-    """A weight [N, K] as bf16 [slice][C][K padded]: row s·C + j of `out`, columns as `into`."""
+    """A weight [N, K] as bf16 [slice][C][K padded]: row s·C + j of `out`.
+
+    Columns are those of `into` in the order of `column_positions`: what the slices' first chunks
+    hold stands before what their second chunks hold, so a run of columns meets all slices.
+    """
 
     kind: Literal["rows"] = "rows"
     out: FeatureOrder
@@ -122,7 +138,9 @@ class RowsLayout(Table):
     def place(self, tensor: np.ndarray) -> np.ndarray:
         """bf16[N, K] -> bf16[64, C, K padded]; padding is zero."""
         rows = _padded(self.out.feature_at(), SLICES_PER_PE * self.per_slice)
-        columns = _padded(self.into.feature_at(), self.k_padded)
+        positions = column_positions(self.into, self.k_padded)
+        features = _padded(self.into.feature_at(), max(self.k_padded, int(positions.max()) + 1))
+        columns = features[positions]
         placed = _take(_take(tensor, rows, 0), columns, 1)
         return placed.reshape(SLICES_PER_PE, self.per_slice, self.k_padded)
 

@@ -1,8 +1,7 @@
-"""Matrix products with weights as the stream and tokens in the lanes of the register file.
+"""Matrix products: what a product needs, how its weights come into memory, and which kernel runs.
 
-N is spread over the slices, K lies in the packet and then in time. A packet of weights meets one
-register-file row per lane and token; two rows per lane cost nothing, because a packet takes two
-fetch cycles (docs/isa.md, "A worked matmul").
+N is spread over the slices. `RowsLayout` holds K in chunks of 16 positions, the same chunk of all
+source slices side by side, so any range of chunks is one run per row of weights.
 """
 
 from __future__ import annotations
@@ -12,214 +11,210 @@ from dataclasses import dataclass
 from ... import errors
 from ..emitter import Activation, Emitter, Ref, power_of_two_at_least
 from ..isa.dtypes import DType
-from ..isa.instructions import (
-    Alu,
-    Birth,
-    Commit,
-    Context,
-    Contraction,
-    Counter,
-    Fate,
-    Op,
-    Sink,
-    Source,
-    Stream,
-    Switch,
-    Topology,
-    Vector,
-    VectorOp,
-)
-from ..isa.layout import FeatureOrder
+from ..isa.layout import CHUNK, FeatureOrder
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
-from ..isa.rules import LANES, SLICES_PER_PE, TRANSPOSER_ROWS, TRF_BYTES
+from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
+from ..tiling import MatmulTiling, Role
 
-PACKET = 32
-"""bf16 elements of a 64 B packet."""
-WEIGHT_TILE_BYTES = 65536
-"""Weights of one tile in a slice; two tiles are in memory at a time."""
-FREE_ROWS = 2
-"""Register-file rows per lane that one packet meets while the next is fetched."""
+CHUNK_BYTES = 2 * CHUNK
+TILE_FEATURES = 2 * LANES
+"""Features per slice whose weights stand in the register file at a time: two rows per lane."""
 
 
 @dataclass(frozen=True)
-class TokenGroups:
-    """`count` groups of tokens, each served by one pass over the weights.
+class MatmulShape:
+    """What a tiling depends on."""
 
-    In a group, token row · lanes + lane stands in that row of that lane of the register file;
-    only the first `valid` lanes hold a token.
-    """
-
-    first: int
-    count: int
-    rows: int
-    lanes: int
-    valid: int
+    tokens: int
+    per_slice: int
+    """Output positions of a slice."""
+    slices_read: int
+    """Slices whose output positions the next product reads: those that hold features."""
+    k_slices: int
+    """Slices that hold the positions of K."""
+    k_chunks: int
+    """Chunks of 16 positions of K in each of them."""
+    dtype: DType = DType.BF16
+    may_repeat: bool = False
+    """Whether slices without features may hold copies of others, as those of heads may."""
 
     @property
-    def tokens(self) -> int:
-        """Tokens of one group."""
-        return self.rows * self.valid
+    def k(self) -> int:
+        return self.k_slices * self.k_chunks * CHUNK
+
+    @property
+    def most_parts(self) -> int:
+        """Parts into which the slices can divide K: each part needs a ring of its own."""
+        if not self.may_repeat or self.k_slices != SLICES_PER_PE:
+            return 1
+        return SLICES_PER_PE // power_of_two_at_least(self.slices_read)
 
 
-def k_padded(x: Activation) -> int:
-    """Positions that a product over `x` sums, a multiple of 32."""
-    return x.slices_read * x.per_slice
+def shape_of_product(
+    x: Activation, out: FeatureOrder, per_slice: int, dtype: DType, may_repeat: bool
+) -> MatmulShape:
+    """The shape of x · wᵀ with `out` spread over the slices."""
+    used = -(-out.positions // per_slice)
+    return MatmulShape(
+        tokens=x.tokens,
+        per_slice=per_slice,
+        slices_read=used + used % 2,
+        k_slices=x.slices_read,
+        k_chunks=x.per_slice // CHUNK,
+        dtype=dtype,
+        may_repeat=may_repeat,
+    )
 
 
-def token_groups(tokens: int, k: int) -> list[TokenGroups]:
-    """Full groups first, then what is left. Raises: BCK002 if not even one row fits."""
-    lanes = min(LANES, power_of_two_at_least(tokens))
-    while lanes > 1 and k * 2 * lanes > TRF_BYTES:
-        lanes //= 2
-    if k * 2 * lanes > TRF_BYTES:
-        raise errors.reduction_too_long(k, TRF_BYTES // 2)
-    rows = min(FREE_ROWS, TRF_BYTES // (k * 2 * lanes), max(1, tokens // lanes))
-    full, left = divmod(tokens, rows * lanes)
-    groups = [TokenGroups(0, full, rows, lanes, lanes)]
-    if left >= lanes:
-        groups.append(TokenGroups(tokens - left, 1, left // lanes, lanes, lanes))
-        left %= lanes
-    if left:
-        groups.append(TokenGroups(tokens - left, 1, 1, power_of_two_at_least(left), left))
-    return [group for group in groups if group.count]
-
-
-def tile_rows(per_slice: int, k: int) -> int:
-    """Output features of a slice whose weights are in memory at a time; a multiple of 4."""
-    rows = max(4, WEIGHT_TILE_BYTES // (k * 2))
-    unit = next(unit for unit in (16, 8, 4) if rows >= unit)
-    return min(per_slice, rows // unit * unit)
-
-
-def linear(
-    emit: Emitter,
-    x: Activation,
-    weight: Ref,
-    out_order: FeatureOrder,
-    *,
-    label: str,
-    bias: Ref | None = None,
-    dtype: DType = DType.BF16,
-) -> Activation:
-    """y = x · wᵀ (+ bias), summed in f32 and rounded once to `dtype`.
-
-    `weight` is laid out by `RowsLayout(out_order, x.order)`, `bias` by `VectorLayout`.
-    """
-    y = emit.activation(out_order, x.tokens, label, dtype)
-    k, per_slice = k_padded(x), y.per_slice
-    rows = tile_rows(per_slice, k)
-    whole, rest = divmod(per_slice, rows)
-    product = _Product(emit, x, y, k, token_groups(x.tokens, k))
-    bias_vrf = load_vector(emit, bias, per_slice) if bias is not None else None
-    buffers = [emit.alloc(Memory.DM, rows * k * 2, "weights") for _ in range(min(2, whole))]
-    for tile in emit.loop(whole):
-        product.tile(
-            weight.moved(tile, rows * k * 2),
-            buffers[tile.value % len(buffers)],
-            rows,
-            y.ref.moved(tile, dtype.bytes_for(rows)),
-            bias_vrf.moved(tile, rows * 4) if bias_vrf else None,
-        )
-    if rest:
-        product.tile(
-            weight.at(whole * rows * k * 2),
-            buffers[whole % len(buffers)],
-            rest,
-            y.ref.at(dtype.bytes_for(whole * rows)),
-            bias_vrf.at(whole * rows * 4) if bias_vrf else None,
-        )
-    return y
-
-
-def load_vector(emit: Emitter, vector: Ref, per_slice: int) -> Ref:
-    """A parameter of one value per feature, as f32 in the VRF: [C]."""
-    dm = emit.alloc(Memory.DM, per_slice * 2, "vector")
-    emit.load_slices(vector, dm, per_slice * 2)
-    return emit.load_vrf(dm, per_slice, "vector", DType.BF16)
-
-
-@dataclass
-class _Product:
-    """One linear's passes; the register file is filled once if it can hold all tokens."""
+@dataclass(frozen=True)
+class Product:
+    """y = x · wᵀ + bias + residual; `weight` lies as `RowsLayout`, `bias` as `VectorLayout`."""
 
     emit: Emitter
     x: Activation
+    weight: Ref
     y: Activation
-    k: int
-    groups: list[TokenGroups]
-    _filled: Ref | None = None
+    tiling: MatmulTiling
+    bias: Ref | None = None
+    residual: Activation | None = None
+    zeros: Ref | None = None
+    """HBM zeros, enough for a slice of y; needed when not every slice gets weights."""
 
-    def __post_init__(self) -> None:
-        if len(self.groups) == 1 and self.groups[0].count == 1:
-            self._filled = self._fill(self.groups[0], self.x.ref)
+    @property
+    def parts(self) -> int:
+        """Parts of K, each summed by slices of its own."""
+        return self.tiling.k_split
 
-    def tile(self, weight: Ref, buffer: Ref, rows: int, out: Ref, bias: Ref | None) -> None:
-        """Bring `rows` features' weights into memory and multiply all tokens with them."""
-        tile_bytes = rows * self.k * 2
-        per_slice_bytes = self.y.per_slice * self.k * 2
+    @property
+    def ring(self) -> int:
+        """Slices of a part: they exchange their positions of x."""
+        return SLICES_PER_PE // self.parts
+
+    @property
+    def k_slices(self) -> int:
+        """Source slices of a part."""
+        return min(self.ring, self.x.slices_read)
+
+    @property
+    def k_chunks(self) -> int:
+        return self.x.per_slice // CHUNK
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk of K of all source slices of a part, in a row of weights."""
+        return self.k_slices * CHUNK_BYTES
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a part's row of weights."""
+        return self.k_chunks * self.chunk_bytes
+
+    @property
+    def loaded_slices(self) -> int:
+        """Output slices, of a part, that weights are loaded for."""
+        return self.ring if self.tiling.every_slice else self.y.slices_read
+
+    def load(self, row: Ref, rows: int, chunk: int, chunks: int) -> Ref:
+        """`rows` rows of weights, for `chunks` chunks of K from `chunk`: [row][chunks], dense.
+
+        `row` is where the first of them lies in HBM.
+        """
+        hbm_chunk = self.parts * self.chunk_bytes
+        hbm_row = self.k_chunks * hbm_chunk
+        buffer = self.emit.alloc(Memory.DM, rows * chunks * self.chunk_bytes, "weights")
+        part_loop = (self.parts, self.chunk_bytes, self.ring * SLICE_ADDRESS_BYTES)
+        slice_loop = (self.loaded_slices, self.y.per_slice * hbm_row, SLICE_ADDRESS_BYTES)
+        row_loop = (rows, hbm_row, chunks * self.chunk_bytes)
+        outer = (row_loop, slice_loop) if self.tiling.run_per_row else (slice_loop, row_loop)
+        run = chunks * self.chunk_bytes
+        loops = [part_loop, *outer]
+        if self.parts > 1:
+            run = self.chunk_bytes
+            loops.append((chunks, hbm_chunk, self.chunk_bytes))
+        elif chunks == self.k_chunks and not self.tiling.run_per_row:
+            run *= rows
+            loops = [slice_loop]
+        self.emit.dma(loops, run, row.at(chunk * hbm_chunk), buffer)
+        return buffer
+
+    def weight_row(self, feature: int) -> Ref:
+        """Where a slice's row of weights for its output position `feature` lies in HBM."""
+        return self.weight.at(feature * self.k_chunks * self.parts * self.chunk_bytes)
+
+    def zero_unused_slices(self) -> None:
+        """Give the slices that no weights are loaded for the zeros that readers of y expect."""
+        if self.loaded_slices == self.ring:
+            return
+        assert self.zeros is not None
+        first = self.loaded_slices
         self.emit.dma(
-            [(SLICES_PER_PE, per_slice_bytes, SLICE_ADDRESS_BYTES)], tile_bytes, weight, buffer
+            [(SLICES_PER_PE - first, 0, SLICE_ADDRESS_BYTES)],
+            self.y.size_bytes,
+            self.zeros,
+            self.y.ref.at(first * SLICE_ADDRESS_BYTES),
         )
-        for groups in self.groups:
-            for turn in self.emit.loop(groups.count):
-                x = self.x.ref.at(groups.first * self.x.row_bytes)
-                y = out.at(groups.first * self.y.row_bytes)
-                trf = self._filled or self._fill(
-                    groups, x.moved(turn, groups.tokens * self.x.row_bytes)
-                )
-                y = y.moved(turn, groups.tokens * self.y.row_bytes)
-                self._multiply(groups, buffer, rows, trf, y, bias)
 
-    def _fill(self, group: TokenGroups, x: Ref) -> Ref:
-        """Broadcast a group's features from all slices into every slice's register file."""
-        trf = self.emit.trf()
-        row_bytes, slice_bytes = self.x.row_bytes, self.x.per_slice * 2
-        self.emit.exec(
-            Context.SUB,
-            [
-                Counter(group.rows, a=group.lanes * row_bytes, trf=self.k * 2),
-                Counter(group.valid, a=row_bytes, lanes=1),
-                Counter(self.x.slices_read, birth=Birth.SLICE, slices=1, trf=slice_bytes),
-                Counter(self.x.per_slice // 16, a=32, trf=32),
-            ],
-            Stream(16),
-            a=x,
-            out=trf,
-            commit=Commit(Sink.TRF, columns=16),
-            switch=Switch(Topology.BROADCAST01, SLICES_PER_PE),
-            trf_lanes=group.lanes,
-        )
-        return trf
 
-    def _multiply(
-        self, group: TokenGroups, weights: Ref, rows: int, trf: Ref, y: Ref, bias: Ref | None
-    ) -> None:
-        size = self.y.dtype.bits // 8
-        add_bias = (VectorOp(Alu.FMA, Op.ADD, y=Source.VRF),) if bias else ()
-        self.emit.exec(
-            Context.MAIN,
-            [
-                Counter(rows, a=self.k * 2, vrf=4 if bias else 0, commit=size),
-                Counter(self.k // PACKET, fate=Fate.MSUM, a=64, trf=64),
-                Counter(
-                    group.rows,
-                    birth=Birth.REUSE,
-                    trf=self.k * 2,
-                    commit=group.lanes * self.y.row_bytes,
-                ),
-            ],
-            Stream(PACKET),
-            a=weights,
-            trf=trf,
-            vrf=bias,
-            out=y,
-            out_dtype=self.y.dtype,
-            contraction=Contraction(lanes=group.lanes),
-            vector=Vector(add_bias),
-            commit=Commit(
-                lanes=group.valid,
-                lane_stride=self.y.row_bytes,
-                transpose_rows=min(group.lanes, TRANSPOSER_ROWS[self.y.dtype.bits]),
-                transpose_columns=min(16, rows),
-            ),
+def load_vector(emit: Emitter, vector: Ref, per_slice: int) -> Ref:
+    """A parameter of one value per feature, bf16 [C] in the slices' data memory."""
+    dm = emit.alloc(Memory.DM, per_slice * 2, "vector")
+    emit.load_slices(vector, dm, per_slice * 2)
+    return dm
+
+
+def linear(product: Product) -> None:
+    """Emit the product, summed in f32 and rounded once to y's type."""
+    from .linear_tokens import tokens_stream
+    from .linear_weights import weights_stream
+
+    product.zero_unused_slices()
+    if product.tiling.role == Role.WEIGHTS:
+        weights_stream(product)
+    else:
+        tokens_stream(product)
+
+
+def check_tiling(shape: MatmulShape, tiling: MatmulTiling, where: str) -> None:
+    """Raises: BCK006 if the product cannot be cut so."""
+    cause = _objection(shape, tiling)
+    if cause is not None:
+        raise errors.invalid_tiling(where, cause)
+
+
+def _objection(shape: MatmulShape, tiling: MatmulTiling) -> str | None:
+    t = tiling
+    parts = t.k_split
+    if parts < 1 or parts & (parts - 1) or parts > shape.most_parts:
+        return f"k_split is {parts}, slices can divide K by powers of two up to {shape.most_parts}"
+    if min(t.tokens, t.rows, t.load_rows, t.load_chunks, t.command_chunks) < 1:
+        return "tokens, rows and chunks are at least 1"
+    if not t.every_slice and (parts > 1 or shape.slices_read == SLICES_PER_PE):
+        return "every_slice=0 needs slices without features, and k_split=1"
+    if t.load_rows % t.rows or t.rows % 4 or t.load_rows > shape.per_slice:
+        return (
+            f"rows={t.rows} are no multiple of 4 that divides load_rows={t.load_rows}, "
+            f"which is at most {shape.per_slice}"
         )
+    if max(t.load_chunks, t.command_chunks) > shape.k_chunks:
+        return f"K has {shape.k_chunks} chunks"
+    chunk_bytes = shape.k_slices // parts * CHUNK_BYTES
+    if t.role == Role.WEIGHTS:
+        if t.command_chunks != shape.k_chunks or t.load_chunks != shape.k_chunks:
+            return f"a weights-stream product sums all {shape.k_chunks} chunks of K at once"
+        lanes = min(LANES, power_of_two_at_least(t.tokens))
+        per_lane = -(-t.tokens // lanes) * shape.k_chunks * chunk_bytes
+        if t.tokens > TILE_FEATURES or lanes * per_lane > TRF_BYTES:
+            return f"{t.tokens} tokens do not fit the register file"
+        return None
+    if t.rows != TILE_FEATURES or not t.every_slice or t.tokens != shape.tokens:
+        return (
+            f"a tokens-stream product has rows={TILE_FEATURES}, every_slice=1 and all "
+            f"{shape.tokens} tokens in a command"
+        )
+    if t.command_chunks * chunk_bytes * TILE_FEATURES > TRF_BYTES:
+        return f"{t.command_chunks} chunks of K do not fit the register file"
+    if t.load_chunks % t.command_chunks and t.load_chunks != shape.k_chunks:
+        return "load_chunks is a multiple of command_chunks, or all chunks"
+    if t.load_chunks < shape.k_chunks and t.load_rows != TILE_FEATURES:
+        return f"a load of some chunks of K has load_rows={TILE_FEATURES}"
+    return None

@@ -3,7 +3,6 @@
 import pytest
 from small_decoder import Decoder
 
-from furiosa_llm.backend_rngd.kernels.linear import token_groups
 from furiosa_llm.errors import CompileError
 from furiosa_llm.models.config_types import Bucket
 
@@ -12,16 +11,6 @@ def refused(decoder: Decoder) -> CompileError:
     with pytest.raises(CompileError) as caught:
         decoder.program()
     return caught.value
-
-
-def test_a_product_over_too_many_features_is_refused() -> None:
-    with pytest.raises(CompileError) as caught:
-        token_groups(1, 32800)
-    assert caught.value.code == "BCK002"
-    error = refused(Decoder(Bucket.decode(1, 8), feed_forward=33000, layers=1))
-    assert error.code == "BCK002"
-    assert "32768" in error.cause
-    assert "tensor-parallel" in error.next_step
 
 
 def test_a_block_that_does_not_fit_is_refused_by_name() -> None:

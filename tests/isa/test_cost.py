@@ -123,6 +123,25 @@ def test_half_packets_idle_half_of_the_multipliers() -> None:
     assert plan_exec(half, "test").multiplications == plan_exec(LINEAR, "test").multiplications
 
 
+def test_packets_of_one_flit_are_multiplied_in_pairs() -> None:
+    """A broadcast brings 32 B of each slice: neighbours fill the multipliers if their rows do."""
+    whole = replace(
+        LINEAR,
+        counters=(
+            Counter(4, a=32, commit=16),
+            Counter(64, Birth.SLICE, Fate.MSUM, slices=1, trf=32),
+            Counter(2, birth=Birth.REUSE, trf=2048, commit=64),
+        ),
+        stream=Stream(run=16),
+        switch=Switch(Topology.BROADCAST01, 64),
+        contraction=Contraction(trf_read=32, depth=4),
+        commit=Commit(lanes=8, lane_stride=2),
+    )
+    assert engines(whole)["contraction"] == 4 * 64
+    alone = replace(whole, contraction=Contraction(pack=1, trf_read=32, depth=4))
+    assert engines(alone)["contraction"] == 4 * 64 * 2
+
+
 def test_contracting_in_time_uses_a_32nd_of_the_multipliers() -> None:
     # K in counters instead of the packet: one product per lane and cycle, not 32.
     in_time = replace(

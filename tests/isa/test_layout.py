@@ -13,6 +13,7 @@ from furiosa_llm.backend_rngd.isa.layout import (
     RowsLayout,
     RowTableLayout,
     VectorLayout,
+    column_positions,
     features_per_slice,
     heads,
     plain,
@@ -66,17 +67,25 @@ def test_a_placed_weight_gives_the_same_product(
     weight = rng.integers(-4, 5, (out.features, into.features)).astype(ml_dtypes.bfloat16)
     x = rng.integers(-4, 5, into.features)
     per_slice = features_per_slice(out)
-    k = -(-into.positions // 32) * 32
+    k = -(-into.positions // features_per_slice(into)) * features_per_slice(into)
     placed = RowsLayout(out=out, into=into, per_slice=per_slice, k_padded=k).place(weight)
     positions = np.zeros(k)
     feature_at = into.feature_at()
     positions[: len(feature_at)][feature_at >= 0] = x[feature_at[feature_at >= 0]]
-    product = placed.reshape(-1, k).astype(np.float64) @ positions
+    product = placed.reshape(-1, k).astype(np.float64) @ positions[column_positions(into, k)]
     expected = weight.astype(np.float64) @ x
     out_at = out.feature_at()
     assert (product[: len(out_at)][out_at >= 0] == expected[out_at[out_at >= 0]]).all()
     assert not product[: len(out_at)][out_at < 0].any()
     assert not product[len(out_at) :].any()
+
+
+def test_columns_meet_the_first_chunks_of_all_slices_first() -> None:
+    into = plain(3 * 64 * CHUNK)
+    columns = column_positions(into, into.positions).reshape(3, 64, CHUNK)
+    assert (columns[0, :, 0] == np.arange(64) * 3 * CHUNK).all()
+    assert (columns - columns[0] == np.arange(3)[:, None, None] * CHUNK).all()
+    assert sorted(columns.reshape(-1)) == list(range(into.positions))
 
 
 def test_a_per_head_vector_is_repeated_over_heads() -> None:

@@ -1,0 +1,398 @@
+"""Matrix products with weights in the register file and tokens as the stream.
+
+A tile is 16 output features per slice, feature 8 · row + lane in that row of that lane, and as many
+positions of K as half of the register file holds: filling one half (sub) hides behind the product
+of the other (main). One command streams every token's positions from all slices over the ring and
+leaves [token][16] in each slice. Sums over several tiles of K, biases and residuals are f32 slots
+[token][16] that the sub context adds up and rounds, so main does nothing but multiply.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..emitter import Activation, Emitter, Index, Ref
+from ..isa.dtypes import DType
+from ..isa.instructions import (
+    Birth,
+    Commit,
+    Context,
+    Contraction,
+    Counter,
+    Digit,
+    Fate,
+    Reduce,
+    Sink,
+    Stream,
+    Switch,
+    Topology,
+    Vector,
+    VectorOp,
+)
+from ..isa.layout import CHUNK
+from ..isa.plan import Memory
+from ..isa.rules import LANES, SLICES_PER_PE
+from .elementwise import BINARY, UNARY
+from .linear import CHUNK_BYTES, TILE_FEATURES, Product, load_vector
+
+SLOT_ROW_BYTES = 4 * TILE_FEATURES
+"""f32 results of one token and tile."""
+SLOTS_BYTES = 65536
+"""Slots that are added at a time, beside the sum of those before, take at most so much..."""
+LEAST_SLOTS = 2
+"""...but are at least these."""
+LOOP_PRODUCTS = 160
+"""Products of one kernel beyond which its tiles are repeated instead of written out."""
+BODY_PRODUCTS = 32
+"""Products of the body of such a loop."""
+
+Write = Callable[[Ref], None]
+"""Emits commands that write f32 [token][16] at a place."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """16 output features of every slice, from position `offset` of y; a place moves in loops."""
+
+    weights: Callable[[Product, int, int], Ref]
+    """A product's weights for (chunk, chunks): [row of the tile][chunks]."""
+    row_bytes: Callable[[int], int]
+    place: Callable[[Ref, int], Ref]
+    """Where the tile stands in a buffer of C values of so many bytes."""
+
+
+def tokens_stream(product: Product) -> None:
+    """Emit the product."""
+    stream = TokensStream(product)
+    for tile in tiles([product]):
+        stream.tile(tile)
+
+
+def gated(gate: Product, up: Product, activation: str) -> None:
+    """gate.y = activation(gate) · up, tile by tile: no f32 tensor is wider than a tile.
+
+    Both products have one x and one tiling.
+    """
+    emit, y = gate.emit, gate.y
+    first, second = TokensStream(gate), TokensStream(up)
+    for tile in tiles([gate, up]):
+        gates, ups = first.summed(tile), second.summed(tile)
+        active, out = _slots(emit, y.tokens, 1), _slots(emit, y.tokens, 1)
+        _elementwise(emit, y.tokens, UNARY[activation], gates, None, active)
+        _elementwise(emit, y.tokens, (BINARY["nn.mul"],), active, ups, out)
+        _round(emit, y, out, tile.place(y.ref, y.dtype.bytes_for(1)))
+
+
+def _slots(emit: Emitter, tokens: int, count: int) -> Ref:
+    return emit.alloc(Memory.DM, count * tokens * SLOT_ROW_BYTES, "tile_sums")
+
+
+# --- tiles ---
+
+
+def tiles(products: Sequence[Product]) -> Iterator[Tile]:
+    """The tiles of products that share y's layout and one tiling; many are a loop."""
+    p = products[0]
+    t = p.tiling
+    count = p.y.per_slice // TILE_FEATURES
+    per_load = t.load_rows // TILE_FEATURES
+    per_tile = len(products) * -(-p.k_chunks // t.command_chunks)
+    body = max(1, BODY_PRODUCTS // (per_tile * per_load))
+    turns = count // per_load // body if count * per_tile > LOOP_PRODUCTS else 0
+    if turns > 1:
+        step = body * per_load * TILE_FEATURES
+        for turn in p.emit.loop(turns, straight=1):
+            for number in range(body):
+                moved = functools.partial(_moved, turn, step)
+                yield from _load_tiles(products, number * per_load, per_load, moved)
+    first = turns * body * per_load if turns > 1 else 0
+    for tile in range(first, count, per_load):
+        yield from _load_tiles(products, tile, min(per_load, count - tile), lambda ref, _: ref)
+
+
+def _moved(turn: Index, features: int, ref: Ref, bytes_each: int) -> Ref:
+    """A place that goes on by so many features each turn."""
+    return ref.moved(turn, features * bytes_each)
+
+
+def _load_tiles(
+    products: Sequence[Product], first: int, count: int, moved: Callable[[Ref, int], Ref]
+) -> Iterator[Tile]:
+    """Tiles first … first + count - 1, whose weights come together (if in whole rows)."""
+    t, k_chunks = products[0].tiling, products[0].k_chunks
+    kept: dict[int, Ref] = {}
+
+    def row_of(p: Product, tile: int) -> Ref:
+        row_bytes = p.weight_row(1).offset - p.weight.offset
+        return moved(p.weight_row(tile * TILE_FEATURES), row_bytes)
+
+    if t.load_chunks == k_chunks:
+        rows = count * TILE_FEATURES
+        kept = {id(p): p.load(row_of(p, first), rows, 0, k_chunks) for p in products}
+    for number in range(count):
+        tile = first + number
+        loads: dict[tuple[int, int], Ref] = {}
+
+        def weights(
+            p: Product,
+            chunk: int,
+            chunks: int,
+            *,
+            tile: int = tile,
+            number: int = number,
+            loads: dict[tuple[int, int], Ref] = loads,
+        ) -> Ref:
+            """Weights from `chunk`; a load of some chunks serves the commands inside it."""
+            if kept:
+                row = number * TILE_FEATURES * p.row_bytes
+                return kept[id(p)].at(row + chunk * p.chunk_bytes)
+            begin = chunk // t.load_chunks * t.load_chunks
+            if (id(p), begin) not in loads:
+                size = min(t.load_chunks, k_chunks - begin)
+                loads[id(p), begin] = p.load(row_of(p, tile), TILE_FEATURES, begin, size)
+            return loads[id(p), begin].at((chunk - begin) * p.chunk_bytes)
+
+        def place(ref: Ref, bytes_each: int, *, tile: int = tile) -> Ref:
+            return moved(ref.at(tile * TILE_FEATURES * bytes_each), bytes_each)
+
+        def row_bytes(chunk: int, *, p: Product = products[0]) -> int:
+            """Bytes between the rows of the weights that hold `chunk`."""
+            if t.load_chunks == k_chunks:
+                return p.row_bytes
+            begin = chunk // t.load_chunks * t.load_chunks
+            return min(t.load_chunks, k_chunks - begin) * p.chunk_bytes
+
+        yield Tile(weights, row_bytes, place)
+
+
+# --- one product ---
+
+
+class TokensStream:
+    """The tiles of one product."""
+
+    def __init__(self, product: Product) -> None:
+        self.p = product
+        self.emit = product.emit
+        self.bias = None
+        if product.bias is not None:
+            self.bias = load_vector(self.emit, product.bias, product.y.per_slice)
+
+    def tile(self, tile: Tile) -> None:
+        """Compute the tile's features of y."""
+        y = self.p.y
+        out = tile.place(y.ref, y.dtype.bytes_for(1))
+        commands = self._chunks()
+        if len(commands) == 1 and self.p.parts == 1 and not self._has_addends:
+            self._multiply(tile, commands[0], out, y.dtype, y.row_bytes)
+        elif y.dtype == DType.F32:
+            self._sum_into(tile, out, y.row_bytes)
+        else:
+            _round(self.emit, y, self.summed(tile), out)
+
+    def summed(self, tile: Tile) -> Ref:
+        """The tile in f32, bias and residual included: [token][16]."""
+        out = _slots(self.emit, self.p.y.tokens, 1)
+        self._sum_into(tile, out, SLOT_ROW_BYTES)
+        return out
+
+    @property
+    def _has_addends(self) -> bool:
+        return self.bias is not None or self.p.residual is not None
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        """(first chunk, chunks) of each product command."""
+        step, count = self.p.tiling.command_chunks, self.p.k_chunks
+        return [(first, min(step, count - first)) for first in range(0, count, step)]
+
+    def _sum_into(self, tile: Tile, out: Ref, out_row_bytes: int) -> None:
+        products = [self._product(tile, chunks) for chunks in self._chunks()]
+        addends = self._addends(tile)
+        if self.p.parts == 1:
+            self._add_up([*addends, *products], out, out_row_bytes)
+            return
+
+        def all_parts(place: Ref) -> None:
+            partial = _slots(self.emit, self.p.y.tokens, 1)
+            self._add_up(products, partial, SLOT_ROW_BYTES)
+            self._combine(partial, place)
+
+        self._add_up([*addends, all_parts], out, out_row_bytes)
+
+    def _product(self, tile: Tile, chunks: tuple[int, int]) -> Write:
+        return lambda place: self._multiply(tile, chunks, place, DType.F32, SLOT_ROW_BYTES)
+
+    def _addends(self, tile: Tile) -> list[Write]:
+        found: list[Write] = []
+        bias, residual = self.bias, self.p.residual
+        if bias is not None:
+            found.append(lambda place: self._widen(tile.place(bias, 2), 0, place))
+        if residual is not None:
+            x = residual
+            found.append(lambda place: self._widen(tile.place(x.ref, 2), x.row_bytes, place))
+        return found
+
+    def _add_up(self, writes: Sequence[Write], out: Ref, out_row_bytes: int) -> None:
+        """The sum of what `writes` write, a few at a time."""
+        tokens = self.p.y.tokens
+        if len(writes) == 1 and out_row_bytes == SLOT_ROW_BYTES:
+            writes[0](out)
+            return
+        at_a_time = max(LEAST_SLOTS, SLOTS_BYTES // (tokens * SLOT_ROW_BYTES))
+        groups = [writes[i : i + at_a_time] for i in range(0, len(writes), at_a_time)]
+        slots, count = _slots(self.emit, tokens, len(groups[0])), 0
+        for number, group in enumerate(groups):
+            for write in group:
+                write(slots.at(count * tokens * SLOT_ROW_BYTES))
+                count += 1
+            if number + 1 < len(groups):
+                after = _slots(self.emit, tokens, 1 + len(groups[number + 1]))
+                self._sum(slots, count, after, SLOT_ROW_BYTES)
+                slots, count = after, 1
+        self._sum(slots, count, out, out_row_bytes)
+
+    # --- commands ---
+
+    def _fill(self, tile: Tile, first: int, count: int) -> Ref:
+        """The tile's weights for `count` chunks of K into the slices' own register files."""
+        p = self.p
+        weights, row_bytes = tile.weights(p, first, count), tile.row_bytes(first)
+        k_bytes = count * p.chunk_bytes
+        trf = self.emit.trf(TILE_FEATURES * k_bytes)
+        self.emit.exec(
+            Context.SUB,
+            [
+                Counter(TILE_FEATURES // LANES, a=LANES * row_bytes, trf=k_bytes),
+                Counter(LANES, a=row_bytes, lanes=1),
+                Counter(k_bytes // CHUNK_BYTES, a=CHUNK_BYTES, trf=CHUNK_BYTES),
+            ],
+            Stream(CHUNK),
+            a=weights,
+            out=trf,
+            commit=Commit(Sink.TRF, columns=CHUNK),
+            trf_lanes=LANES,
+        )
+        return trf
+
+    def _multiply(
+        self, tile: Tile, chunks: tuple[int, int], out: Ref, dtype: DType, out_row_bytes: int
+    ) -> None:
+        p = self.p
+        first, count = chunks
+        trf = self._fill(tile, first, count)
+        size = dtype.bytes_for(1)
+        self.emit.exec(
+            Context.MAIN,
+            [
+                Counter(p.x.tokens, a=p.x.row_bytes, commit=out_row_bytes),
+                Counter(count, fate=Fate.MSUM, a=CHUNK_BYTES, trf=p.chunk_bytes),
+                Counter(p.k_slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=CHUNK_BYTES),
+                Counter(
+                    TILE_FEATURES // LANES,
+                    birth=Birth.REUSE,
+                    trf=count * p.chunk_bytes,
+                    commit=LANES * size,
+                ),
+            ],
+            Stream(CHUNK),
+            a=p.x.ref.at(first * CHUNK_BYTES),
+            trf=trf,
+            out=out,
+            out_dtype=dtype,
+            switch=Switch(Topology.BROADCAST01, p.ring),
+            contraction=Contraction(
+                lanes=LANES, trf_read=CHUNK_BYTES, depth=CHUNK.bit_length() - 1
+            ),
+            commit=Commit(lanes=LANES, lane_stride=size),
+        )
+
+    def _widen(self, source: Ref, row_bytes: int, out: Ref) -> None:
+        """bf16 [token][16], or one row for all tokens, as an f32 slot."""
+        self.emit.exec(
+            Context.SUB,
+            [
+                Counter(self.p.y.tokens, a=row_bytes, commit=SLOT_ROW_BYTES),
+                Counter(TILE_FEATURES // 8, a=16, commit=32),
+            ],
+            Stream(8, cast=DType.F32),
+            a=source,
+            out=out,
+            out_dtype=DType.F32,
+            commit=Commit(columns=8, column_stride=4),
+        )
+
+    def _sum(self, slots: Ref, count: int, out: Ref, out_row_bytes: int) -> None:
+        tokens = self.p.y.tokens
+        self.emit.exec(
+            Context.SUB,
+            [
+                Counter(tokens, a=SLOT_ROW_BYTES, commit=out_row_bytes),
+                Counter(TILE_FEATURES // 8, a=32, commit=32),
+                Counter(count, fate=Fate.VSUM, a=tokens * SLOT_ROW_BYTES),
+            ],
+            Stream(8),
+            a=slots,
+            dtype=DType.F32,
+            out=out,
+            vector=Vector(reduce=Reduce.ADD) if count > 1 else Vector(),
+            commit=Commit(columns=8, column_stride=4),
+        )
+
+    def _combine(self, partial: Ref, out: Ref) -> None:
+        """Add the parts of K: slice s of every part gets the sum over slices s of all parts."""
+        p = self.p
+        self.emit.exec(
+            Context.SUB,
+            [
+                Counter(2 * p.y.tokens, a=32, commit=32),
+                Counter(p.parts, birth=Birth.SLICE, slices=p.ring, fate=Fate.VSUM),
+            ],
+            Stream(8),
+            a=partial,
+            dtype=DType.F32,
+            out=out,
+            switch=Switch(
+                Topology.BROADCAST1,
+                SLICES_PER_PE,
+                (Digit(0, p.ring.bit_length() - 1, slices=1),),
+            ),
+            vector=Vector(reduce=Reduce.ADD),
+            commit=Commit(columns=8, column_stride=4),
+        )
+
+
+def _round(emit: Emitter, y: Activation, source: Ref, out: Ref) -> None:
+    """An f32 slot to bf16 [token][16] inside y; the fetch adapter rounds."""
+    assert y.dtype == DType.BF16, y.dtype
+    emit.exec(
+        Context.SUB,
+        [
+            Counter(y.tokens, a=SLOT_ROW_BYTES, commit=y.row_bytes),
+            Counter(TILE_FEATURES // 8, a=32, commit=16),
+        ],
+        Stream(8, cast=DType.BF16),
+        a=source,
+        dtype=DType.F32,
+        out=out,
+        out_dtype=DType.BF16,
+        commit=Commit(columns=8, column_stride=2),
+    )
+
+
+def _elementwise(
+    emit: Emitter, tokens: int, ops: tuple[VectorOp, ...], x: Ref, other: Ref | None, out: Ref
+) -> None:
+    """An operator on f32 slots."""
+    emit.exec(
+        Context.SUB,
+        [Counter(tokens * TILE_FEATURES // 8, a=32, b=32 if other else 0, commit=32)],
+        Stream(8, pair=other is not None),
+        a=x,
+        b=other,
+        dtype=DType.F32,
+        out=out,
+        vector=Vector(ops),
+        commit=Commit(columns=8, column_stride=4),
+    )

@@ -1,0 +1,234 @@
+"""The search for a product's tiling: emit what a tiling means, add up what its commands cost.
+
+The contexts overlap, so a tiling costs what its busiest context does, and what nothing can hide:
+what comes before the first product and after the last load. Candidates are
+few, because everything else follows: loads that are long enough for their start-up cost to vanish
+and short enough that several are in memory, and register files filled to half or to the whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from xdsl.ir import Block, SSAValue
+
+from .emitter import Activation, Emitter, Ref
+from .isa.cost import dma_cost, exec_cost
+from .isa.dtypes import DType
+from .isa.instructions import Context, Sink
+from .isa.layout import FeatureOrder, features_per_slice
+from .isa.machine import Machine
+from .isa.plan import Memory, plan_dma, plan_exec
+from .isa.rules import TRF_BYTES
+from .kernels.linear import (
+    CHUNK_BYTES,
+    TILE_FEATURES,
+    MatmulShape,
+    Product,
+    linear,
+    shape_of_product,
+)
+from .rngd import AllocOp, BufferType, DmaOp, ExecOp, RepeatOp
+from .tiling import Cycles, MatmulTiling, Role
+
+LOAD_BYTES = (131072, 65536, 32768, 16384)
+"""Weights in a slice that one load may bring, the first of these first."""
+MOST_STREAMED_TOKENS = 128
+"""Beyond so many tokens, streaming the weights once per group of 16 is never best."""
+MOST_EQUAL_LOADS = 6
+"""Loads into which few rows are divided evenly."""
+INDIFFERENT = 0.01
+"""Tilings that cost at most so much more are as good: then fewer bytes and smaller loads count."""
+
+
+@dataclass(frozen=True)
+class ProductKey:
+    """A product as far as its tiling goes."""
+
+    x: FeatureOrder
+    out: FeatureOrder
+    tokens: int
+    dtype: DType = DType.BF16
+    bias: bool = False
+    residual: bool = False
+    may_repeat: bool = False
+    """Whether slices without features may hold copies of others."""
+
+    @property
+    def shape(self) -> MatmulShape:
+        return shape_of_product(
+            self._activation(self.x),
+            self.out,
+            features_per_slice(self.out),
+            self.dtype,
+            self.may_repeat,
+        )
+
+    def _activation(self, order: FeatureOrder) -> Activation:
+        block = Block(arg_types=[BufferType(Memory.HBM, 0)])
+        return Activation(Ref(block.args[0]), order, self.tokens)
+
+
+@functools.lru_cache(maxsize=1024)
+def search(key: ProductKey, machine: Machine) -> MatmulTiling:
+    """The tiling that costs least."""
+    return cheapest([replace(t, predicted=predict(key, t, machine)) for t in candidates(key.shape)])
+
+
+def cheapest(priced: list[MatmulTiling]) -> MatmulTiling:
+    """The least score; among those that are as good, weights of used slices and small loads."""
+    least = min(score(t) for t in priced)
+    good = [t for t in priced if score(t) <= least * (1 + INDIFFERENT)]
+    return min(
+        good, key=lambda t: (t.every_slice, t.load_rows * t.load_chunks // t.k_split, score(t))
+    )
+
+
+def score(tiling: MatmulTiling) -> float:
+    """Halfway between the busiest context and the whole: neighbours hide some of the rest."""
+    assert tiling.predicted is not None
+    cycles = tiling.predicted
+    return (max(cycles.main, cycles.sub, cycles.dma) + cycles.total) / 2
+
+
+# --- candidates ---
+
+
+def candidates(shape: MatmulShape) -> Iterator[MatmulTiling]:
+    """Tilings that are worth a price, in a fixed order."""
+    parts = 1
+    while parts <= shape.most_parts:
+        yield from _weights_stream(shape, parts)
+        yield from _tokens_stream(shape, parts)
+        parts *= 2
+
+
+def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
+    row_bytes = shape.k // parts * 2
+    sizes = [size for size in (16, 8, 4, 2, 1) if size * row_bytes <= TRF_BYTES]
+    if shape.tokens > MOST_STREAMED_TOKENS:
+        return
+    enough = [size for size in sizes if size >= shape.tokens]
+    tokens = [*enough[-1:], *[size for size in sizes if size < shape.tokens][:2]]
+    slices = [True] if parts > 1 or shape.slices_read == 64 else [False, True]
+    for size in tokens:
+        for rows in _row_counts(shape.per_slice, row_bytes, 4):
+            for every in slices:
+                yield MatmulTiling(
+                    Role.WEIGHTS,
+                    min(size, shape.tokens),
+                    rows,
+                    rows,
+                    shape.k_chunks,
+                    shape.k_chunks,
+                    parts,
+                    every_slice=every,
+                )
+
+
+def _row_counts(per_slice: int, row_bytes: int, unit: int) -> list[int]:
+    """Rows of a load, multiples of `unit`: equal parts of a slice's rows, or the sizes of loads."""
+    most = max(unit, LOAD_BYTES[0] // row_bytes // unit * unit)
+    equal = [-(-per_slice // loads // unit) * unit for loads in range(1, MOST_EQUAL_LOADS + 1)]
+    equal.append(max(unit, per_slice * 3 // 4 // unit * unit))  # a short load at the end
+    sized = [max(unit, size // row_bytes // unit * unit) for size in LOAD_BYTES]
+    return sorted({min(most, per_slice, rows) for rows in (*equal, *sized)}, reverse=True)
+
+
+def _tokens_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
+    chunk_bytes = shape.k_slices // parts * CHUNK_BYTES
+    half = TRF_BYTES // 2 // TILE_FEATURES // chunk_bytes
+    command = min(shape.k_chunks, half)
+    base = MatmulTiling(
+        Role.TOKENS, shape.tokens, TILE_FEATURES, TILE_FEATURES, command, command, parts
+    )
+    tile_bytes = TILE_FEATURES * shape.k_chunks * chunk_bytes
+    if tile_bytes <= LOAD_BYTES[0]:
+        for rows in _row_counts(shape.per_slice, tile_bytes // TILE_FEATURES, TILE_FEATURES):
+            yield replace(base, load_rows=rows, load_chunks=shape.k_chunks)
+    for times in (1, 2, 4):
+        if command * times < shape.k_chunks:
+            if TILE_FEATURES * command * times * chunk_bytes <= LOAD_BYTES[0]:
+                yield replace(base, load_chunks=command * times)
+
+
+# --- prices ---
+
+
+def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
+    """What the commands of a tiling cost, as far as they overlap."""
+    block = Block()
+    emit = Emitter(block)
+    weight, vector, zeros = (Ref(block.insert_arg(BufferType(Memory.HBM, 0), i)) for i in range(3))
+    x = emit.activation(key.x, key.tokens, "x")
+    product = Product(
+        emit,
+        x,
+        weight,
+        emit.activation(key.out, key.tokens, "y", key.dtype),
+        tiling,
+        bias=vector if key.bias else None,
+        residual=emit.activation(key.out, key.tokens, "residual") if key.residual else None,
+        zeros=zeros,
+    )
+    linear(product)
+    return _Price(machine).of(block)
+
+
+class _Price:
+    """Runs the commands against a clock, their contexts side by side.
+
+    A command waits for those before it in its queue and for what it reads. The sub context counts
+    as two queues, register files ahead of sums: the scheduler may put fills first.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._busy = dict.fromkeys(Context, 0)
+        self._free: dict[tuple[Context, bool], int] = {}
+        self._written: dict[SSAValue, int] = {}
+        self._end = 0
+
+    def of(self, block: Block) -> Cycles:
+        self._walk(block, 1)
+        busy = self._busy
+        total = max(self._end, *busy.values())
+        return Cycles(busy[Context.MAIN], busy[Context.SUB], busy[Context.DMA], total)
+
+    def _walk(self, block: Block, times: int) -> None:
+        for op in block.ops:
+            match op:
+                case DmaOp():
+                    cycles = dma_cost(plan_dma(op.dma, ""), self._machine).total_cycles
+                    self._run(Context.DMA, False, cycles, times, [op.source], op.destination)
+                case ExecOp():
+                    cycles = exec_cost(plan_exec(op.exec, ""), self._machine).total_cycles
+                    fills = op.exec.commit.sink != Sink.DM
+                    reads = [value for name, value in op.ports().items() if name != "out"]
+                    self._run(op.exec.head.context, fills, cycles, times, reads, op.out)
+                case RepeatOp():
+                    start, turns = self._end, op.count.value.data
+                    self._walk(op.body.block, times * turns)
+                    self._end += (turns - 1) * (self._end - start)
+                    self._free = dict.fromkeys(self._free, self._end)
+                case _:
+                    assert isinstance(op, AllocOp), op.name
+
+    def _run(
+        self,
+        context: Context,
+        fills: bool,
+        cycles: int,
+        times: int,
+        reads: Sequence[SSAValue],
+        out: SSAValue,
+    ) -> None:
+        queue = context, fills
+        start = max([self._free.get(queue, 0), *(self._written.get(v, 0) for v in reads)])
+        finish = start + cycles
+        self._busy[context] += cycles * times
+        self._free[queue] = finish
+        self._written[out] = max(self._written.get(out, 0), finish)
+        self._end = max(self._end, finish)

@@ -1,0 +1,139 @@
+"""One matrix product through every tiling, against a float64 product of the same bf16 values.
+
+Bound: products of bf16 are exact in f32, a sum of K terms in any order has an error of at most
+K · 2**-24 times the sum of magnitudes, and the result is rounded once to its type (for bf16 by at
+most 2**-8 of it; f32 sums are not rounded again). Biases and residuals are two more terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from product_program import run_product
+
+from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.layout import FeatureOrder, heads, plain
+from furiosa_llm.backend_rngd.isa.machine import load_machine
+from furiosa_llm.backend_rngd.tiling import MatmulTiling, Role
+from furiosa_llm.backend_rngd.tiling_search import ProductKey, candidates, search
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product and how it is cut."""
+
+    key: ProductKey
+    tiling: MatmulTiling
+
+    def check(self) -> None:
+        key = self.key
+        rng = np.random.default_rng(key.tokens)
+        x, w, bias, residual = (
+            rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
+            for shape in (
+                (key.tokens, key.x.features),
+                (key.out.features, key.x.features),
+                (key.out.features,),
+                (key.tokens, key.out.features),
+            )
+        )
+        found = run_product(key, self.tiling, x, w, bias, residual).astype(np.float64)
+        terms = [(x.astype(np.float64), w.astype(np.float64))]
+        exact = sum(a @ b.T for a, b in terms)
+        size = sum(np.abs(a) @ np.abs(b).T for a, b in terms)
+        for used, value in ((key.bias, bias), (key.residual, residual)):
+            if used:
+                exact = exact + value.astype(np.float64)
+                size = size + np.abs(value.astype(np.float64))
+        bound = (key.x.features + 2) * 2.0**-24 * size
+        if key.dtype == DType.BF16:
+            bound = bound + 2.0**-8 * (np.abs(exact) + bound)
+        assert (np.abs(found - exact) <= bound).all()
+
+
+CASES = {
+    "one token": ProductKey(plain(72), plain(200), 1),
+    "one token, all slices": ProductKey(plain(1030), plain(1100), 1, bias=True),
+    "eleven tokens": ProductKey(plain(500), plain(130), 11),
+    "heads in copies": ProductKey(
+        plain(1024), heads(3, 40, rotary=True), 5, bias=True, may_repeat=True
+    ),
+    "one head": ProductKey(plain(2048), heads(1, 64, rotary=False), 19, bias=True, may_repeat=True),
+    "K in several tiles": ProductKey(plain(3100), plain(1100), 21, bias=True, residual=True),
+    "logits": ProductKey(plain(2100), plain(333), 9, DType.F32),
+    "logits of one tile": ProductKey(plain(700), plain(333), 9, DType.F32),
+    "logits with a bias": ProductKey(plain(700), plain(333), 4, DType.F32, bias=True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_candidate_gives_the_product(name: str) -> None:
+    key = CASES[name]
+    for tiling in candidates(key.shape):
+        if tiling.role == Role.TOKENS or not key.residual:
+            Case(key, tiling).check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 4, "load_rows": 4, "run_per_row": True},
+        {"rows": 4, "load_rows": 16},
+        {"tokens": 2},
+    ],
+)
+def test_pinned_variants_of_the_weights_stream(change: dict[str, Any]) -> None:
+    key = ProductKey(plain(1500), plain(1600), 5, bias=True)
+    found = search(key, load_machine())
+    tiling = MatmulTiling(
+        Role.WEIGHTS, 5, 16, 16, found.load_chunks, found.load_chunks, predicted=None
+    )
+    Case(key, replace(tiling, **change)).check()
+
+
+def test_a_product_of_very_many_tiles_is_a_loop() -> None:
+    key = ProductKey(plain(64), plain(64 * 16 * 165), 3, DType.F32)
+    for role in Role:
+        tiling = next(t for t in candidates(key.shape) if t.role == role)
+        Case(key, replace(tiling, rows=16, load_rows=16)).check()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    k=st.integers(1, 4000),
+    n=st.integers(1, 2500),
+    tokens=st.integers(1, 70),
+    f32=st.booleans(),
+    bias=st.booleans(),
+    residual=st.booleans(),
+    head_dim=st.none() | st.integers(1, 70),
+    data=st.data(),
+)
+def test_shapes_that_divide_nothing(
+    k: int,
+    n: int,
+    tokens: int,
+    f32: bool,
+    bias: bool,
+    residual: bool,
+    head_dim: int | None,
+    data: st.DataObject,
+) -> None:
+    out: FeatureOrder = plain(n)
+    if head_dim is not None:
+        out = heads(min(n, 20), 2 * head_dim, rotary=data.draw(st.booleans()))
+    dtype = DType.F32 if f32 else DType.BF16
+    key = ProductKey(plain(k), out, tokens, dtype, bias, may_repeat=head_dim is not None)
+    options = list(candidates(key.shape))
+    tiling = data.draw(st.sampled_from(options))
+    if tiling.role == Role.TOKENS:
+        key = replace(key, residual=residual)
+    Case(key, tiling).check()

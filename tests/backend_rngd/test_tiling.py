@@ -1,0 +1,180 @@
+"""Tiling records: their text, pins, and the search against all tilings of small products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_decoder import Decoder
+from xdsl.context import Context
+
+from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.layout import heads, plain
+from furiosa_llm.backend_rngd.isa.machine import load_machine
+from furiosa_llm.backend_rngd.kernels.linear import _objection, check_tiling
+from furiosa_llm.backend_rngd.rngd import TilingOp
+from furiosa_llm.backend_rngd.tile import TilePass
+from furiosa_llm.backend_rngd.tiling import (
+    Cycles,
+    MatmulTiling,
+    Role,
+    parse_pins,
+    parse_tiling,
+    pinned,
+)
+from furiosa_llm.backend_rngd.tiling_search import ProductKey, predict, score, search
+from furiosa_llm.errors import CompileError
+from furiosa_llm.models.config_types import Bucket
+
+numbers = st.integers(0, 10**6)
+tilings = st.builds(
+    MatmulTiling,
+    st.sampled_from(Role),
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.builds(Cycles, numbers, numbers, numbers, numbers),
+)
+
+
+@given(tiling=tilings)
+def test_text_of_a_tiling_is_read_back(tiling: MatmulTiling) -> None:
+    assert parse_tiling(tiling.to_text(), "here") == tiling
+
+
+LINE = "weights-stream tokens=1 rows=16 load_rows=16 load_chunks=4 command_chunks=4"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no role"),
+        ("rows-stream tokens=1", "'rows-stream' is no role"),
+        ("weights-stream tokens=1", "not given"),
+        (LINE + " depth=3", "'depth=3'"),
+        (LINE + " rows=16", "'rows=16'"),
+        (LINE + " k_split=-1", "'k_split=-1'"),
+        (LINE + " main_cycles=7", "all or none"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_refused(text: str, said: str) -> None:
+    with pytest.raises(CompileError) as caught:
+        parse_tiling(text, "pins:3")
+    assert caught.value.code == "BCK006"
+    assert said in caught.value.cause
+    assert caught.value.at == "pins:3"
+    assert "--explain-tiling" in caught.value.next_step
+
+
+def test_the_first_pin_that_matches_counts() -> None:
+    pins = parse_pins(["# decode", "", f"*.q_proj: {LINE}", f"*: {LINE} k_split=2"], "file")
+    assert pinned(pins, "attn.q_proj") == parse_tiling(LINE, "")
+    assert pinned(pins, "mlp.up") == parse_tiling(LINE + " k_split=2", "")
+    assert pinned({}, "mlp.up") is None
+    with pytest.raises(CompileError) as caught:
+        parse_pins(["weights-stream"], "file")
+    assert (caught.value.code, caught.value.at) == ("BCK006", "file:1")
+
+
+KEY = ProductKey(plain(4096), plain(4096), 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k_split": 3},
+        {"k_split": 2},  # a plain order cannot have copies in the slices beyond it
+        {"tokens": 0},
+        {"tokens": 17},
+        {"tokens": 16},  # 128 KB of tokens
+        {"rows": 12},
+        {"load_rows": 80},
+        {"every_slice": False},
+        {"command_chunks": 5, "load_chunks": 5},
+        {"command_chunks": 2},
+        {"role": Role.TOKENS, "tokens": 3},
+        {"role": Role.TOKENS, "rows": 16, "load_rows": 16},  # 128 KB of weights at once
+        {"role": Role.TOKENS, "rows": 16, "load_rows": 16, "command_chunks": 2, "load_chunks": 3},
+        {"role": Role.TOKENS, "rows": 16, "load_rows": 32, "command_chunks": 1, "load_chunks": 2},
+    ],
+)
+def test_a_pin_that_does_not_suit_the_product_is_refused(change: dict[str, Any]) -> None:
+    good = parse_tiling(LINE, "").__class__(Role.WEIGHTS, 4, 16, 16, 4, 4)
+    check_tiling(KEY.shape, good, "mlp.up")
+    with pytest.raises(CompileError) as caught:
+        check_tiling(KEY.shape, replace(good, **change), "mlp.up")
+    assert caught.value.code == "BCK006"
+    assert caught.value.at == "mlp.up"
+
+
+SMALL = {
+    "few tokens": ProductKey(plain(512), plain(700), 3),
+    "more tokens than lanes": ProductKey(plain(2048), plain(1024), 13, bias=True),
+    "heads of a shard": ProductKey(plain(1024), heads(4, 64, rotary=True), 2, may_repeat=True),
+    "many tokens": ProductKey(plain(2048), plain(1024), 96),
+    "logits": ProductKey(plain(576), plain(3000), 1, DType.F32),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_search_is_within_5_percent_of_all_tilings(name: str) -> None:
+    key, machine = SMALL[name], load_machine()
+    found = search(key, machine)
+    every = (replace(t, predicted=predict(key, t, machine)) for t in _all_tilings(key))
+    assert score(found) <= 1.05 * min(score(tiling) for tiling in every)
+
+
+def _all_tilings(key: ProductKey) -> list[MatmulTiling]:
+    """Every valid tiling on a grid of tokens, rows, chunks, splits."""
+    shape = key.shape
+    chunks = range(1, shape.k_chunks + 1)
+    grid = (
+        MatmulTiling(role, tokens, rows, load, load_chunks, command, parts, per_row, every)
+        for role in Role
+        for tokens in {1, 2, 4, 8, 16, shape.tokens}
+        for load in range(4, shape.per_slice + 1, 4)
+        for rows in {4, 16, load}
+        for load_chunks in chunks
+        for command in chunks
+        for parts in (1, 2, 4, 8)
+        for per_row in (False, True)
+        for every in (False, True)
+    )
+    return [tiling for tiling in grid if _objection(shape, tiling) is None]
+
+
+def test_a_tiling_says_how_much_weight_a_command_meets() -> None:
+    tiling = MatmulTiling(Role.WEIGHTS, 1, 4, 4, 4, 4, run_per_row=True)
+    assert tiling.weights_per_command(4096, 64) == 2 << 20
+
+
+def records(pins: tuple[str, ...]) -> list[str]:
+    """The tilings of a small decoder's block."""
+    module = Decoder(Bucket.decode(2, 16), layers=1).module()
+    TilePass("decode", 2, 16, pins).apply(Context(), module)
+    found = [op for op in module.walk() if isinstance(op, TilingOp)]
+    return [op.record.data.split(" main_cycles")[0] for op in found]
+
+
+PIN = "weights-stream tokens=1 rows=4 load_rows=8 load_chunks=1 command_chunks=1 k_split=1"
+
+
+def test_a_pinned_tiling_is_what_the_block_records() -> None:
+    free, fixed = records(()), records((f"mlp.up: {PIN}",))
+    text = f"{PIN} run_per_row=0 every_slice=1"
+    assert [record for record in fixed if record not in free] == [text]
+    assert len(free) == len(fixed)
+
+
+def test_a_pin_that_no_product_can_have_names_its_module() -> None:
+    with pytest.raises(CompileError) as caught:
+        records((f"*up: {PIN} k_split=2".replace("k_split=1 ", ""),))
+    assert (caught.value.code, caught.value.at) == ("BCK006", "mlp.up")

@@ -1,0 +1,153 @@
+"""A program that is one matrix product: tensors in HBM -> the whole backend -> the simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Block, Region
+
+from furiosa_llm.backend_rngd.emitter import Emitter, Ref
+from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
+from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
+from furiosa_llm.backend_rngd.isa.container import Relocation, TensorIo
+from furiosa_llm.backend_rngd.isa.layout import (
+    FeatureOrder,
+    Layout,
+    RowsLayout,
+    VectorLayout,
+    Zeros,
+    features_per_slice,
+)
+from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.plan import Memory
+from furiosa_llm.backend_rngd.kernels import rows
+from furiosa_llm.backend_rngd.kernels.linear import Product, linear
+from furiosa_llm.backend_rngd.pipeline import backend_phase
+from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
+from furiosa_llm.backend_rngd.tile import TilePass
+from furiosa_llm.backend_rngd.tiling import MatmulTiling
+from furiosa_llm.backend_rngd.tiling_search import ProductKey
+from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.runtime_sim.device import Device
+
+Array = np.ndarray[Any, Any]
+SLICES = 64
+
+
+def run_product(
+    key: ProductKey, tiling: MatmulTiling, x: Array, w: Array, bias: Array, residual: Array
+) -> Array:
+    """y [M, N] as f32; x [M, K], w [N, K], bias [N], residual [M, N] are bf16."""
+    module = ModuleOp([])
+    module.body.block.add_op(ProgramOp("decode:1,8"))
+    per_slice = features_per_slice(key.out)
+    layouts: dict[str, Layout] = {
+        "w": RowsLayout(out=key.out, into=key.x, per_slice=per_slice, k_padded=key.shape.k),
+        "bias": VectorLayout(order=key.out, per_slice=per_slice),
+    }
+    tensors = {"w": w, "bias": bias}
+    regions = [
+        HbmRegion(name="x", input=_hidden("x", key.x, key.tokens, "bf16")),
+        HbmRegion(name="residual", input=_hidden("residual", key.out, key.tokens, "bf16")),
+        *(
+            HbmRegion(
+                name=name,
+                parameter=Relocation(
+                    tensor=name,
+                    shape=tensors[name].shape,
+                    begin=(0,) * tensors[name].ndim,
+                    end=tensors[name].shape,
+                    layout=layout,
+                ),
+            )
+            for name, layout in layouts.items()
+        ),
+        HbmRegion(name="zeros", derived=Zeros(size=4 * key.tokens * per_slice)),
+        HbmRegion(name="y", output=_hidden("y", key.out, key.tokens, key.dtype.name.lower())),
+    ]
+    ops = [RegionOp(r.name, content_attribute(r)) for r in regions]
+    block = Block(arg_types=[BufferType(Memory.HBM, 0)] * len(ops))
+    _emit(Emitter(block), key, tiling, *(Ref(argument) for argument in block.args))
+    for op in ops:
+        module.body.block.add_op(op)
+    module.body.block.add_op(BlockOp("product", Region(block)))
+    module.body.block.add_op(CallOp("product", [op.buffer for op in ops]))
+    for step in backend_phase(Bucket.decode(1, 8)):
+        if not isinstance(step, TilePass):
+            step.apply(Context(), module)
+    program = encode_program(module, "product")
+    check_order(program)
+    device = Device()
+    device.load(program, tensors.__getitem__)
+    inputs = {"x": _spread(x, key.x), "residual": _spread(residual, key.out)}
+    return _gathered(device.execute(program, inputs)["y"], key.out)
+
+
+def _emit(
+    emit: Emitter,
+    key: ProductKey,
+    tiling: MatmulTiling,
+    x: Ref,
+    residual: Ref,
+    w: Ref,
+    bias: Ref,
+    zeros: Ref,
+    y: Ref,
+) -> None:
+    tokens = key.tokens
+    product = Product(
+        emit,
+        rows.load_rows(emit, x, key.x, tokens, 0, tokens),
+        w,
+        emit.activation(key.out, tokens, "y", key.dtype),
+        tiling,
+        bias=bias if key.bias else None,
+        residual=rows.load_rows(emit, residual, key.out, tokens, 0, tokens)
+        if key.residual
+        else None,
+        zeros=zeros,
+    )
+    linear(product)
+    rows.store_rows(emit, product.y, y, tokens, 0)
+
+
+def _hidden(name: str, order: FeatureOrder, tokens: int, dtype: Any) -> TensorIo:
+    size = 4 if dtype == "f32" else 2
+    per_slice = features_per_slice(order)
+    return TensorIo(
+        name=name,
+        dtype=dtype,
+        shape=(SLICES, tokens, per_slice),
+        element_bytes=size,
+        row_bytes=size * per_slice,
+    )
+
+
+def _features(order: FeatureOrder) -> Array:
+    """i64[64·C]: the feature at each position, -1 for padding."""
+    found = order.feature_at()
+    size = SLICES * features_per_slice(order)
+    return np.concatenate([found, np.full(size - len(found), -1)])
+
+
+def _spread(values: Array, order: FeatureOrder) -> Array:
+    """[M, N] -> [slice, M, C], padding zero."""
+    features = _features(order)
+    spread = np.where(features < 0, 0, values[:, features].astype(np.float32))
+    spread = spread.reshape(len(values), SLICES, -1).swapaxes(0, 1)
+    return np.ascontiguousarray(spread).astype(ml_dtypes.bfloat16)
+
+
+def _gathered(y: Array, order: FeatureOrder) -> Array:
+    """[slice, M, C] -> f32 [M, N]; what stands at padding positions that are read must be zero."""
+    features = _features(order)
+    flat = y.swapaxes(0, 1).reshape(y.shape[1], -1).astype(np.float32)
+    used = -(-order.positions // features_per_slice(order)) * features_per_slice(order)
+    assert not flat[:, :used][:, features[:used] < 0].any()
+    out = np.empty((len(flat), order.features), np.float32)
+    out[:, features[features >= 0]] = flat[:, features >= 0]
+    return out
