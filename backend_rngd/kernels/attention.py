@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from ..emitter import Activation, Emitter, Index, Ref, bits
 from ..isa.dtypes import DType
 from ..isa.instructions import (
@@ -29,11 +27,8 @@ from ..isa.instructions import (
     Context,
     Counter,
     Op,
-    Sink,
     Source,
     Stream,
-    Switch,
-    Topology,
     Vector,
     VectorOp,
 )
@@ -41,6 +36,7 @@ from ..isa.layout import heads
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from . import attention_masks
 from .attention_masks import Masks
+from .attention_moves import RowMoves
 from .attention_rows import ONES, RowsKernel, Shared, Tile
 from .attention_tiling import (
     KEY_TILE_BYTES,
@@ -84,7 +80,8 @@ class PagedAttention:
 
     q is in rotary order (or plain heads) with G query heads to each of `kv_heads`. With several
     tokens, token t of the chunk stands at position `first_token` + t of its sequence, or is
-    padding. The result has the heads of q in plain order.
+    padding; a single token is the last of its sequence. The result has the heads of q in plain
+    order.
     """
 
     emit: Emitter
@@ -102,15 +99,16 @@ class PagedAttention:
         order = heads(self.q.order.heads, self.q.order.head_dim, rotary=False)
         out = self.emit.activation(order, self.q.tokens, "attention")
         self._zero_tail(out)
-        tables: dict[tuple[int, int], tuple[Ref, Ref]] = {}
+        tables = {key: self._table(*key) for key in self.inputs.key_index}
         for work in self._works():
-            key = work.turn.splits, work.turn.keys
-            if key not in tables:
-                index = self.emit.alloc(Memory.DM, work.turn.keys * 4, "key_index")
-                self.emit.load_slices(self.inputs.key_index[key], index, work.turn.keys * 4)
-                tables[key] = index, _ones(self.emit, index)
-            _RoundKernel(self, work, out, *tables[key]).run()
+            _RoundKernel(self, work, out, *tables[work.turn.splits, work.turn.keys]).run()
         return out
+
+    def _table(self, splits: int, keys: int) -> tuple[Ref, Ref]:
+        """The index of each slice's keys, and a packet of ones."""
+        index = self.emit.alloc(Memory.DM, keys * 4, "key_index")
+        self.emit.load_slices(self.inputs.key_index[splits, keys], index, keys * 4)
+        return index, _ones(self.emit, index)
 
     def _works(self) -> Iterator[Work]:
         """The rounds; many that are alike are a loop."""
@@ -186,8 +184,7 @@ class _RoundKernel:
         self.head_dim = self.work.head_dim
         self.group = self.whole.q.order.heads // self.whole.kv_heads
         self.tokens = self.whole.q.tokens // self.whole.sequences
-        splits = self.turn.splits
-        self.switch = Switch(Topology.BROADCAST1, splits) if splits > 1 else Switch()
+        self.moves = RowMoves(self.work, self.whole.q, self.out, self.group, self.tokens)
 
     def run(self) -> None:
         kept = None
@@ -204,9 +201,9 @@ class _RoundKernel:
         )
         for rows in row_tiles(self.group, self.tokens, self.head_dim):
             plan = segments(rows, self._seen(rows), self.head_dim, kept=kept is not None)
-            queries = self._fill_queries(rows)
+            queries = self.moves.fill(rows)
             kernel = RowsKernel(self.work, shared, rows, plan, queries, self._seen_by_all(rows))
-            self._move_rows(rows, self.out, kernel.attend(), outwards=True)
+            self.moves.store(rows, kernel.attend())
 
     def _seen(self, rows: Rows) -> int:
         """Keys per slice that some row of the tile sees."""
@@ -223,8 +220,10 @@ class _RoundKernel:
     # --- what is visible ---
 
     @cached_property
-    def positions(self) -> Ref:
-        """Of the sequence's tokens in the chunk, 8 B each."""
+    def positions(self) -> Ref | None:
+        """Of the sequence's tokens in the chunk, 8 B each, if they are several."""
+        if self.tokens == 1:
+            return None
         row_bytes = self.tokens * self.inputs.position_bytes
         return self.work.per_sequence(self.inputs.positions, row_bytes, row_bytes, "positions")
 
@@ -232,7 +231,7 @@ class _RoundKernel:
     def masks(self) -> Masks:
         lengths = self.work.per_sequence(self.inputs.lengths, self.inputs.length_bytes, 8, "length")
         if self.tokens == 1:
-            return attention_masks.single_token(self.work, self.index, lengths, self.positions)
+            return attention_masks.single_token(self.work, self.index, lengths)
         # Tokens that are no padding see all keys before the chunk.
         first = self.turn.within(self.whole.first_token)
         return attention_masks.many_tokens(self.work, self.index, lengths, first)
@@ -264,54 +263,3 @@ class _RoundKernel:
         attention_masks.apply_select(self.work, self.masks, buffer, pitch, span)
         value_ref = buffer.at(pitch - half) if values else None
         return Tile(span, pitch, buffer if keys else None, value_ref)
-
-    # --- query rows ---
-
-    def _fill_queries(self, rows: Rows) -> Ref:
-        """Query rows to the register file of every split of their group."""
-        buffer = self.work.alloc(rows.count * 2 * self.head_dim, "queries")
-        self._move_rows(rows, self.whole.q, buffer, outwards=False)
-        trf = self.emit.trf()
-        row_bytes = 2 * self.head_dim
-        self.work.exec(
-            Context.SUB,
-            [
-                Counter(rows.blocks, a=rows.lanes * row_bytes, trf=row_bytes),
-                Counter(rows.lanes, a=row_bytes, lanes=1),
-                Counter(self.head_dim // 16, a=32, trf=32),
-            ],
-            Stream(16),
-            a=buffer,
-            out=trf,
-            commit=Commit(Sink.TRF, columns=16),
-            switch=self.switch,
-            trf_lanes=rows.lanes,
-        )
-        return trf
-
-    def _move_rows(self, rows: Rows, x: Activation, buffer: Ref, *, outwards: bool) -> None:
-        """Between tokens [m][C] and rows [row][head_dim] in each group's first slice."""
-        turn, order = self.turn, x.order
-        run = min(x.per_slice, order.padded)
-        # Padded rows repeat the last head: they must be finite, and nobody reads what they give.
-        count = rows.heads if outwards or rows.tokens > 1 else rows.count
-        axes = np.ix_(
-            np.arange(turn.sequences),
-            np.arange(turn.kv_heads),
-            np.arange(count),
-            np.arange(rows.tokens),
-            np.arange(order.padded // run),
-        )
-        sequence, kv_head, head, token, part = axes
-        own_head = rows.first_head + np.minimum(head, rows.heads - 1)
-        query_head = (turn.first_head + kv_head) * self.group + own_head
-        x_slice, in_slice = np.divmod(query_head * order.padded + part * run, x.per_slice)
-        m = sequence * self.tokens + rows.first_token + token
-        x_byte = m * x.row_bytes + in_slice * 2
-        row_slice = (sequence * turn.kv_heads + kv_head) * turn.splits
-        row_byte = (head * rows.tokens + token) * 2 * order.padded + part * run * 2
-        place = self.work.at(x.ref, self.tokens * x.row_bytes)
-        if outwards:
-            self.emit.regroup(buffer, row_slice, row_byte, place, x_slice, x_byte, 2 * run)
-        else:
-            self.emit.regroup(place, x_slice, x_byte, buffer, row_slice, row_byte, 2 * run)

@@ -48,28 +48,9 @@ def many_tokens(work: Work, index: Ref, lengths: Ref, first: int) -> Masks:
     return Masks(first, _select(work, index, lengths, first), None)
 
 
-def single_token(work: Work, index: Ref, lengths: Ref, positions: Ref) -> Masks:
-    """Masks for one token: it sees what is below its sequence's length and not after itself."""
-    limit = work.alloc(8, "limit")
-    work.exec(
-        Context.MAIN,
-        [],
-        Stream(2),
-        a=positions,
-        dtype=DType.I32,
-        vrf=work.vrf(lengths, 2, "length", DType.I32),
-        out=limit,
-        vector=Vector(
-            (
-                VectorOp(Alu.FXP_ADD, Op.IADD, y=Source.IMM0),
-                VectorOp(Alu.CLIP_MIN, Op.IMIN, y=Source.VRF),
-            ),
-            imm=(1, 0, 0),
-            vrf_column=4,
-        ),
-        commit=Commit(columns=2, column_stride=4),
-    )
-    select = _select(work, index, limit, 0)
+def single_token(work: Work, index: Ref, lengths: Ref) -> Masks:
+    """Masks for one token, the last of its sequence: it sees all keys below the length."""
+    select = _select(work, index, lengths, 0)
     bias = work.alloc(work.turn.keys * 4, "bias")
     work.exec(
         Context.MAIN,
@@ -91,8 +72,8 @@ def single_token(work: Work, index: Ref, lengths: Ref, positions: Ref) -> Masks:
     return Masks(0, select, bias)
 
 
-def _select(work: Work, index: Ref, limit: Ref, first: int) -> Ref:
-    """i32 per key from `first` on: all ones if its index is below the limit."""
+def _select(work: Work, index: Ref, lengths: Ref, first: int) -> Ref:
+    """i32 per key from `first` on: all ones if its index is below its sequence's length."""
     keys = work.turn.keys - first
     select = work.alloc(keys * 4, "key_select")
     work.exec(
@@ -101,7 +82,7 @@ def _select(work: Work, index: Ref, limit: Ref, first: int) -> Ref:
         Stream(WORDS),
         a=index.at(first * 4),
         dtype=DType.I32,
-        vrf=work.vrf(limit, 2, "limit", DType.I32),
+        vrf=work.shared_vrf(lengths, 2, "length"),
         out=select,
         vector=Vector(
             (
@@ -140,7 +121,7 @@ def apply_select(work: Work, masks: Masks, rows: Ref, row_bytes: int, span: Span
 def token_bias(work: Work, rows: Rows, index: Ref, positions: Ref, span: Span) -> Ref:
     """f32 [key][token] of the span: 0 where the key is not after the token, else MASKED.
 
-    `positions` holds those of the tile's tokens in each slice, 8 B each.
+    `positions` holds those of the tile's tokens, 8 B each, in the first slice of a group.
     """
     bias = work.alloc(span.count * rows.tokens * 4, "bias")
     work.exec(
@@ -152,7 +133,7 @@ def token_bias(work: Work, rows: Rows, index: Ref, positions: Ref, span: Span) -
         Stream(LANES, run_step=0),
         a=index.at(span.first * 4),
         dtype=DType.I32,
-        vrf=work.vrf(positions, 2 * rows.tokens, "positions", DType.I32),
+        vrf=work.shared_vrf(positions, 2 * rows.tokens, "positions"),
         out=bias,
         out_dtype=DType.F32,
         vector=Vector(

@@ -82,8 +82,8 @@ class Shared:
     masks: Masks
     index: Ref
     ones: Ref
-    positions: Ref
-    """Of the sequence's tokens in the chunk."""
+    positions: Ref | None
+    """Of the sequence's tokens in the chunk, if they are several."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ class RowsKernel:
                 place = scores.at((part.first - span.first) * row_bytes)
                 self._score_keys(tile.part(part), place, vrf)
             return
+        assert self.shared.positions is not None
         positions = self.shared.positions.at(rows.first_token * POSITION_BYTES)
         for part in hidden.at_most(MASK_BYTES // (4 * rows.tokens)):
             bias = token_bias(work, rows, self.shared.index, positions, part)
@@ -328,7 +329,7 @@ class RowsKernel:
     def _fill(self, span: Span, probabilities: Ref) -> Probabilities:
         """The probabilities in the register file, [row block][key]."""
         rows, row_bytes = self.rows, span.count * 2
-        trf = self.work.emit.trf()
+        trf = self.work.emit.trf(rows.count * row_bytes)
         self.work.exec(
             Context.SUB,
             [

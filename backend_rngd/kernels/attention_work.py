@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..emitter import Emitter, Index, Ref
 from ..isa.dtypes import DType
-from ..isa.instructions import Context, Counter, Placement, Reduce, Stream, Vector
+from ..isa.instructions import (
+    Commit,
+    Context,
+    Counter,
+    Placement,
+    Reduce,
+    Sink,
+    Stream,
+    Switch,
+    Topology,
+    Vector,
+)
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from .attention_tiling import Round
 
@@ -56,16 +68,37 @@ class Work:
         )
 
     def per_sequence(self, source: Ref, stride: int, run_bytes: int, label: str) -> Ref:
-        """The sequence's own bytes in each of its slices."""
+        """The sequence's own bytes in the first slice of each of its groups (see `shared_vrf`)."""
         buffer = self.alloc(run_bytes, label)
-        shared = self.turn.kv_heads * self.turn.splits
+        group_bytes = self.turn.splits * SLICE_ADDRESS_BYTES
         self.emit.dma(
             [
-                (self.turn.sequences, stride, shared * SLICE_ADDRESS_BYTES),
-                (shared, 0, SLICE_ADDRESS_BYTES),
+                (self.turn.sequences, stride, self.turn.kv_heads * group_bytes),
+                (self.turn.kv_heads, 0, group_bytes),
             ],
             run_bytes,
             self.at(source, stride),
             buffer,
         )
         return buffer
+
+    def shared_vrf(self, source: Ref, elements: int, label: str) -> Ref:
+        """i32 elements of each group's first slice in the VRF of all its slices."""
+        vrf = self.emit.alloc(Memory.VRF, 4 * elements, label)
+        run = math.gcd(elements, 8)
+        self.exec(
+            Context.SUB,
+            [Counter(elements // run, a=4 * run, vrf=4 * run)],
+            Stream(run),
+            a=source,
+            dtype=DType.I32,
+            out=vrf,
+            commit=Commit(Sink.VRF, columns=run),
+            switch=from_first(self.turn.splits),
+        )
+        return vrf
+
+
+def from_first(slices: int) -> Switch:
+    """Every slice of a ring gets the packets of the ring's first one."""
+    return Switch(Topology.BROADCAST1, slices) if slices > 1 else Switch()

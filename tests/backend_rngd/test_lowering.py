@@ -1,143 +1,14 @@
-"""Binaries of small decoders give the values of the reference interpreter.
-
-The bound: the interpreter runs in f32 on the same bf16 weights, the binary rounds each operator's
-result to bf16 (2**-9 relative). A decoder of two layers has about 30 roundings on the way to a
-logit, which add up like independent errors, so the RMS error stays below 2**-9 * sqrt(30) ~ 1.1 %
-of the RMS logit; 2 % leaves room for cancellation in the residual stream. bf16 eager shows the
-same error.
-"""
+"""Binaries of small decoders give the values of the reference interpreter (`decoder_cases`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import pytest
-import torch
+from decoder_cases import Case, check, simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_decoder import Decoder
 
-from furiosa_llm.backend_rngd.isa.layout import heads
-from furiosa_llm.backend_rngd.isa.ordering import check_order
-from furiosa_llm.ir.interpreter import run
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.runtime_sim.device import Device
-
-Array = np.ndarray[Any, Any]
-BOUND = 0.02
-SLOTS = 400
-PADDING_ID = 0
-"""A token that stands only where there is padding; its row of the tied embedding is garbage."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """Lengths of the sequences of a bucket, padding rows left out."""
-
-    decoder: Decoder
-    lengths: tuple[int, ...]
-    seed: int = 0
-
-    def inputs(self) -> dict[str, Array]:
-        bucket = self.decoder.bucket
-        batch, new, width = bucket.batch_size, bucket.input_ids_size, bucket.attention_size
-        rng = np.random.default_rng(self.seed)
-        slots = 1 + rng.permutation(SLOTS - 1).astype(np.int32)
-        found = {
-            "input_ids": np.full((batch, new), PADDING_ID, np.int32),
-            "position_ids": np.ones((batch, new), np.int32),
-            "slot_mapping": np.zeros((batch, new), np.int32),
-            "block_table": np.zeros((batch, width), np.int32),
-            "lengths": np.ones(batch, np.int32),
-        }
-        for row, length in enumerate(self.lengths):
-            count = 1 if bucket.is_decode else length
-            own, slots = slots[:length], slots[length:]
-            found["input_ids"][row, :count] = rng.integers(1, self.decoder.vocabulary, count)
-            found["position_ids"][row, :count] = np.arange(length - count, length)
-            found["slot_mapping"][row, :count] = own[length - count :]
-            found["block_table"][row, :length] = own
-            found["lengths"][row] = length
-        return found
-
-    def past(self) -> list[torch.Tensor]:
-        """Random KV caches, one per layer; slots that nobody owns are NaN."""
-        d = self.decoder
-        generator = torch.Generator().manual_seed(self.seed)
-        shape = (SLOTS, d.kv_heads, 2, d.head_dim)
-        owned = np.zeros(SLOTS, bool)
-        inputs = self.inputs()
-        for row, length in enumerate(self.lengths):
-            owned[inputs["block_table"][row, :length]] = True
-        caches = []
-        for _ in range(d.layers):
-            cache = torch.randn(shape, generator=generator).to(torch.bfloat16)
-            cache[~torch.from_numpy(owned)] = torch.nan
-            caches.append(cache)
-        return caches
-
-
-def reference(case: Case) -> Array:
-    """Logits of the valid rows in f32."""
-    weights = case.decoder.weights()
-
-    def parameter(name: str) -> torch.Tensor:
-        return torch.from_numpy(weights[name].astype(np.float32)).to(torch.bfloat16)
-
-    inputs = [torch.from_numpy(value) for value in case.inputs().values()]
-    module = case.decoder.module()
-    outputs = run(module, "forward", [*inputs, *case.past()], parameter, precision="float32")
-    return valid(case, outputs[0].float().numpy())
-
-
-def simulated(case: Case, garbage: float = float("nan"), *, apart: bool = False) -> Array:
-    """Logits of the valid rows; padding tokens and unused slots hold `garbage`."""
-    program = case.decoder.program(apart=apart)
-    check_order(program)
-    device = Device()
-    weights = case.decoder.weights()
-    weights["embed"][PADDING_ID] = garbage
-    device.load(program, weights.__getitem__)
-    device.allocate_caches(program, SLOTS)
-    for layer, past in enumerate(case.past()):
-        cache = past.nan_to_num(nan=garbage)
-        fill_cache(device.cache(layer), cache.view(torch.int16).numpy())
-    return valid(case, device.execute(program, case.inputs())["logits"])
-
-
-def fill_cache(slots: Array, past: Array) -> None:
-    """Write [slot][kv head][K | V][head_dim] as the device keeps it: keys in rotary order."""
-    kv_heads, head_dim = past.shape[1], past.shape[3]
-    order = heads(1, head_dim, rotary=True)
-    stored = slots.view(np.int16).reshape(len(past), kv_heads, 2, order.padded)
-    feature = order.feature_at()
-    stored[:, :, 0, feature >= 0] = past[:, :, 0, feature[feature >= 0]]
-    stored[:, :, 0, feature < 0] = 0
-    stored[:, :, 1, :head_dim] = past[:, :, 1]
-    stored[:, :, 1, head_dim:] = 0
-
-
-def valid(case: Case, logits: Array) -> Array:
-    """The rows that belong to tokens, without the padding token's logit: [rows, V - 1]."""
-    logits = logits[..., PADDING_ID + 1 :]
-    if logits.shape[1] == 1:
-        return logits[: len(case.lengths), 0]
-    return np.concatenate([logits[row, :length] for row, length in enumerate(case.lengths)])
-
-
-def relative_rms(found: Array, expected: Array) -> float:
-    error = np.sqrt(np.mean((found - expected) ** 2))
-    return float(error / np.sqrt(np.mean(expected**2)))
-
-
-def check(case: Case) -> None:
-    found, expected = simulated(case), reference(case)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    assert relative_rms(found, expected) < BOUND
-
 
 CASES = {
     "one token": Case(Decoder(Bucket.decode(1, 40)), (7,)),
