@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from .. import errors
 from ..backend_rngd.isa.machine import DEFAULT_MACHINE, load_machine
 from ..models.config_types import Bucket
-from ..runtime_sim.timing import ProgramTiming
+from ..runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
 from .reader import Artifact, read_artifact
+
+LAYER = re.compile(r"\.\d+(?=\.|$)")
+"""The number of a layer in a module path."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` shows of an artifact."""
+
+    machine: str
+    clock_hertz: float
+    timings: tuple[ProgramTiming, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in plain types; cycles and microseconds stand beside each other."""
+        return {
+            "machine": self.machine,
+            "clock_hertz": self.clock_hertz,
+            "buckets": [_program_json(timing) for timing in self.timings],
+        }
 
 
 def profile_artifact(
     path: Path, *, bucket: str | None = None, machine: str | Path = DEFAULT_MACHINE
-) -> list[ProgramTiming]:
+) -> Profile:
     """The simulated time of one bucket, called e.g. `decode:4,256`, or of all.
 
     `machine` is the name of a machine description, or its file.
     Raises: ART001, ART005 to ART008, VEDxxx, SIMxxx.
     """
     artifact = read_artifact(path)
-    buckets = artifact.buckets if bucket is None else [_find(artifact, bucket)]
-    return [artifact.timing(found, machine) for found in buckets]
+    buckets = artifact.buckets if bucket is None else (_find(artifact, bucket),)
+    loaded = load_machine(machine)
+    timings = tuple(artifact.timing(found, machine) for found in buckets)
+    return Profile(loaded.name, loaded.chip.clock_hertz, timings)
 
 
 def trace_artifact(
@@ -47,3 +75,68 @@ def _find(artifact: Artifact, name: str) -> Bucket:
         if bucket.name == name:
             return bucket
     raise errors.no_such_bucket(name, [bucket.name for bucket in artifact.buckets])
+
+
+# --- modules ---
+
+
+def fold_layers(modules: Iterable[ModuleTiming]) -> list[ModuleTiming]:
+    """One row for a module of all layers: `model.layers.*.mlp.up_proj`.
+
+    Its bound is that of the layers which take the most cycles.
+    """
+    folded: dict[str, ModuleTiming] = {}
+    bounds: dict[str, Counter[Bound]] = {}
+    for module in modules:
+        path = LAYER.sub(".*", module.path)
+        bounds.setdefault(path, Counter())[module.bound] += module.cycles
+        so_far = folded.get(path)
+        folded[path] = replace(module, path=path) if so_far is None else _sum(so_far, module)
+    return [
+        replace(module, bound=bounds[path].most_common(1)[0][0]) for path, module in folded.items()
+    ]
+
+
+def _sum(left: ModuleTiming, right: ModuleTiming) -> ModuleTiming:
+    return replace(
+        left,
+        cycles=left.cycles + right.cycles,
+        time_us=left.time_us + right.time_us,
+        hbm_bytes=left.hbm_bytes + right.hbm_bytes,
+        macs=left.macs + right.macs,
+        engines=MappingProxyType(Counter(left.engines) + Counter(right.engines)),
+        roofline_cycles=left.roofline_cycles + right.roofline_cycles,
+        spread=left.spread + right.spread,
+    )
+
+
+# --- JSON ---
+
+
+def _program_json(timing: ProgramTiming) -> dict[str, Any]:
+    return {
+        "bucket": timing.bucket,
+        **_common_json(timing),
+        "low_us": timing.low_us,
+        "high_us": timing.high_us,
+        "hbm_utilization": timing.hbm_utilization,
+        "mac_utilization": timing.mac_utilization,
+        "hbm_capacity_utilization": timing.hbm_capacity_utilization,
+        "contexts": dict(timing.contexts),
+        "modules": [{"path": m.path, **_common_json(m)} for m in timing.modules],
+    }
+
+
+def _common_json(timing: ProgramTiming | ModuleTiming) -> dict[str, Any]:
+    return {
+        "cycles": timing.cycles,
+        "low_cycles": timing.low_cycles,
+        "high_cycles": timing.high_cycles,
+        "dominant": timing.dominant,
+        "time_us": timing.time_us,
+        "roofline_cycles": timing.roofline_cycles,
+        "bound": timing.bound,
+        "hbm_bytes": timing.hbm_bytes,
+        "macs": timing.macs,
+        "engines": dict(timing.engines),
+    }

@@ -112,7 +112,7 @@ def stream_cycles(size_bytes: int, machine: Machine, sharers: int) -> float:
     header = Header(
         model_name="stream", bucket="decode:1,1", regions=(), blocks=(block,), calls=(call,)
     )
-    timing = time_program(Program(header, (command,)), machine)
+    timing = time_program(Program(header, (command,)), machine, sharers=sharers)
     fixed = machine.control.launch_cycles + machine.control.finish_cycles
     return (timing.cycles - fixed) * size_bytes / (run * slices * rounds)
 
@@ -157,7 +157,7 @@ class ClassRow:
         return best / self.cycles if self.cycles else 1.0
 
 
-def class_rows(program: Program, machine: Machine) -> Mapping[str, ClassRow]:
+def class_rows(program: Program, machine: Machine, sharers: int) -> Mapping[str, ClassRow]:
     """The program's cycles by class of operators."""
     from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
     from furiosa_llm.backend_rngd.isa.instructions import Control, Exec
@@ -166,7 +166,7 @@ def class_rows(program: Program, machine: Machine) -> Mapping[str, ClassRow]:
 
     rows: dict[str, ClassRow] = defaultdict(ClassRow)
     end = machine.control.launch_cycles
-    for timed in timeline(program, machine):
+    for timed in timeline(program, machine, sharers=sharers):
         call = program.calls[timed.call]
         block = program.blocks[call.block]
         command = program.commands[block.first + timed.entry]
@@ -177,7 +177,7 @@ def class_rows(program: Program, machine: Machine) -> Mapping[str, ClassRow]:
         if isinstance(command, Exec):
             row.vector_cycles += exec_cost(plan_exec(command, ""), machine).engines.get("vector", 0)
         else:
-            cost = dma_cost(plan_dma(command, ""), machine)
+            cost = dma_cost(plan_dma(command, ""), machine, sharers)
             row.hbm_bytes += cost.hbm_bytes_read + cost.hbm_bytes_written
     for name, macs in _macs(program):
         rows[name].macs += macs
@@ -234,7 +234,7 @@ def report(
 
     for level in levels:
         program = model.program(case.bucket(), level)
-        timing = time_program(program, machine)
+        timing = time_program(program, machine, sharers=sharers)
         limit = bound(model.config, case, timing.macs, machine, sharers)
         share = limit.cycles / timing.cycles
         verdict = ""
@@ -245,7 +245,7 @@ def report(
             f" {share:6.1%} of the {limit.name}{verdict}"
         )
     if classes:
-        _print_classes(class_rows(program, machine), timing.cycles, machine, sharers)
+        _print_classes(class_rows(program, machine, sharers), timing.cycles, machine, sharers)
 
 
 def _print_classes(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,17 +13,14 @@ from .progress import progress
 if TYPE_CHECKING:
     from ..runtime_sim.timing import ModuleTiming, ProgramTiming
 
-LAYER = re.compile(r"\.\d+(?=\.|$)")
-"""The number of a layer in a module path."""
-
 
 @click.command("profile")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--bucket", metavar="KIND:B,L", help="Time this bucket alone, and show its modules.")
 @click.option(
     "--machine",
-    metavar="FILE",
-    help="Machine description to take the costs from, or the name of one that is included.",
+    metavar="FILE|NAME",
+    help="Machine description to take the costs from: a file, or the name of one that is included.",
 )
 @click.option(
     "--trace",
@@ -47,95 +41,118 @@ def command(
     options = {} if machine is None else {"machine": machine}
     with progress() as report:
         report("timing the binaries")
-        timings = profile_artifact(artifact, bucket=bucket, **options)
+        profile = profile_artifact(artifact, bucket=bucket, **options)
         if trace is not None:
             report("writing the trace")
             trace_artifact(artifact, trace, bucket=bucket, **options)
     if as_json:
-        click.echo(json.dumps({"buckets": [_to_json(timing) for timing in timings]}, indent=2))
+        click.echo(json.dumps(profile.to_json(), indent=2))
         return
-    _print_buckets(timings)
-    for timing in timings if bucket else ():
+    _print_buckets(profile.machine, profile.timings)
+    for timing in profile.timings if bucket else ():
         _print_modules(timing)
+        _print_engines(timing)
 
 
-def _to_json(timing: ProgramTiming) -> dict[str, Any]:
-    return {
-        "bucket": timing.bucket,
-        "cycles": timing.cycles,
-        "time_us": timing.time_us,
-        "hbm_bytes": timing.hbm_bytes,
-        "macs": timing.macs,
-        "hbm_utilization": timing.hbm_utilization,
-        "mac_utilization": timing.mac_utilization,
-        "modules": [
-            {
-                "path": module.path,
-                "cycles": module.cycles,
-                "time_us": module.time_us,
-                "hbm_bytes": module.hbm_bytes,
-                "macs": module.macs,
-            }
-            for module in timing.modules
-        ],
-    }
-
-
-def _print_buckets(timings: Iterable[ProgramTiming]) -> None:
+def _print_buckets(machine: str, timings: tuple[ProgramTiming, ...]) -> None:
     from .tables import print_table
 
     print_table(
-        "simulated, one run of each binary",
-        ("bucket", "cycles", "time", "HBM bytes", "MACs", "HBM utilisation", "MAC utilisation"),
+        f"one run of each binary, simulated on {machine}",
+        ("bucket", "cycles", "off by", "time", "bound", "roofline", "HBM", "MAC"),
         [
             (
                 timing.bucket,
-                *_counts(timing),
-                f"{timing.hbm_utilization:.1%}",
+                f"{timing.cycles:,}",
+                _interval(timing.cycles, timing.low_cycles, timing.high_cycles),
+                _time(timing.time_us),
+                timing.bound,
+                _share(timing.roofline_cycles, timing.cycles),
+                f"{timing.hbm_utilization:.0%}",
                 f"{timing.mac_utilization:.1%}",
             )
             for timing in timings
         ],
+        compact=True,
     )
+    for name in dict.fromkeys(timing.dominant for timing in timings if timing.dominant):
+        buckets = ", ".join(timing.bucket for timing in timings if timing.dominant == name)
+        click.echo(f"most uncertain: {name} ({buckets})")
 
 
 def _print_modules(timing: ProgramTiming) -> None:
+    from ..artifact.profile import fold_layers
+    from .tables import print_table, width
+
+    header = ["module", "cycles", "share", "bound", "roofline"]
+    wide = width() >= WIDE_COLUMNS
+    if wide:
+        header += ["DMA busy", "MAC busy", "vector busy", "HBM bytes", "MACs", "off by"]
+    rows = []
+    for module in fold_layers(timing.modules):
+        row = [
+            module.path,
+            f"{module.cycles:,}",
+            _share(module.cycles, timing.cycles),
+            _bound(module),
+            _share(module.roofline_cycles, module.cycles) if module.roofline_cycles else "",
+        ]
+        if wide:
+            row += [
+                *(_busy(module.engines.get(e, 0), module.cycles) for e in SHOWN_ENGINES),
+                f"{module.hbm_bytes:,}",
+                f"{module.macs:,}",
+                _interval(module.cycles, module.low_cycles, module.high_cycles),
+            ]
+        rows.append(row)
+    click.echo()
+    print_table(f"modules of {timing.bucket}", header, rows, compact=True)
+
+
+WIDE_COLUMNS = 150
+"""From this width on modules show their bytes, products and engines too."""
+SHOWN_ENGINES = ("dma", "contraction", "vector")
+
+
+def _print_engines(timing: ProgramTiming) -> None:
     from .tables import print_table
 
+    busy = {**timing.contexts, **{f"engine {e}": n for e, n in timing.engines.items()}}
+    click.echo()
     print_table(
-        f"modules of {timing.bucket}",
-        ("module", "cycles", "time", "HBM bytes", "MACs", "of all cycles"),
-        [
-            (module.path, *_counts(module), f"{module.cycles / timing.cycles:.1%}")
-            for module in fold_layers(timing.modules)
-        ],
+        f"contexts and engines of {timing.bucket}",
+        ("", "busy cycles", "of all"),
+        [(name, f"{n:,}", _share(n, timing.cycles)) for name, n in busy.items()],
+        compact=True,
     )
 
 
-def fold_layers(modules: Iterable[ModuleTiming]) -> list[ModuleTiming]:
-    """One row for a module of all layers: `model.layers.*.mlp.up_proj`."""
-    folded: dict[str, ModuleTiming] = {}
-    for module in modules:
-        path = LAYER.sub(".*", module.path)
-        so_far = folded.get(path)
-        folded[path] = replace(module, path=path) if so_far is None else _sum(so_far, module)
-    return list(folded.values())
+# --- cells ---
 
 
-def _sum(left: ModuleTiming, right: ModuleTiming) -> ModuleTiming:
-    return replace(
-        left,
-        cycles=left.cycles + right.cycles,
-        time_us=left.time_us + right.time_us,
-        hbm_bytes=left.hbm_bytes + right.hbm_bytes,
-        macs=left.macs + right.macs,
-    )
+def _bound(module: ModuleTiming) -> str:
+    """What limits it; launch and finish have no engines, and hidden work takes no time."""
+    if not module.engines:
+        return ""
+    return module.bound if module.cycles else "hidden"
 
 
-def _counts(timing: ProgramTiming | ModuleTiming) -> tuple[str, str, str, str]:
-    return (
-        f"{timing.cycles:,}",
-        f"{timing.time_us:,.1f} us",
-        f"{timing.hbm_bytes:,}",
-        f"{timing.macs:,}",
-    )
+def _time(microseconds: float) -> str:
+    if microseconds >= 10_000:
+        return f"{microseconds / 1000:,.1f} ms"
+    return f"{microseconds:,.1f} us"
+
+
+def _interval(cycles: int, low: int, high: int) -> str:
+    """How much shorter and longer it may be: `-3% +12%`."""
+    if not cycles or low == high:
+        return ""
+    return f"-{(cycles - low) / cycles:.0%} +{(high - cycles) / cycles:.0%}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _busy(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if part and whole else ""

@@ -9,10 +9,14 @@ from small_artifact import write_artifact
 
 from furiosa_llm.artifact import reader as reader_module
 from furiosa_llm.artifact import trace as trace_module
+from furiosa_llm.artifact.profile import fold_layers
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.machine import Machine
 from furiosa_llm.cli.main import main
-from furiosa_llm.runtime_sim.timing import ModuleTiming, ProgramTiming
+from furiosa_llm.runtime_sim.spread import Spread
+from furiosa_llm.runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
+
+SPREAD = Spread({"dma.startup_cycles": (-5.0, 10.0)})
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +25,28 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def time_program(program: Program, machine: Machine) -> ProgramTiming:
         paths = ["model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
-        rows = [ModuleTiming(path, 10, 0.01, 100, 7) for path in paths]
-        return ProgramTiming(program.bucket, 30, 0.03, 300, 21, 0.5, 0.25, tuple(rows), {}, {})
+        return ProgramTiming(
+            bucket=program.bucket,
+            cycles=300,
+            time_us=0.3,
+            hbm_bytes=300,
+            macs=21,
+            hbm_utilization=0.5,
+            mac_utilization=0.25,
+            modules=tuple(ModuleTiming(path, 100, 0.1, 100, 7, BUSY, 60, "HBM") for path in paths),
+            engines={"dma": 270},
+            contexts={"dma": 270, "main": 0},
+            roofline_cycles=180,
+            bound="HBM",
+            spread=SPREAD,
+            low_us=0.29,
+            high_us=0.31,
+        )
 
     monkeypatch.setattr(reader_module, "time_program", time_program)
+
+
+BUSY = {"dma": 90, "contraction": 7}
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
@@ -34,36 +56,80 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_json_has_every_layer(tmp_path: Path) -> None:
-    code, stdout, _ = run(tmp_path, "--json")
+    code, stdout, _ = run(tmp_path, "--machine", "book", "--json")
     assert code == 0
-    buckets = json.loads(stdout)["buckets"]
+    found = json.loads(stdout)
+    assert (found["machine"], found["clock_hertz"]) == ("book", 1e9)
+    buckets = found["buckets"]
     assert [entry["bucket"] for entry in buckets] == ["prefill:1,16", "decode:1,32", "decode:4,32"]
     modules = buckets[0].pop("modules")
     assert buckets[0] == {
         "bucket": "prefill:1,16",
-        "cycles": 30,
-        "time_us": 0.03,
+        "cycles": 300,
+        "low_cycles": 295,
+        "high_cycles": 310,
+        "dominant": "dma.startup_cycles",
+        "time_us": 0.3,
+        "low_us": 0.29,
+        "high_us": 0.31,
+        "roofline_cycles": 180,
+        "bound": "HBM",
         "hbm_bytes": 300,
         "macs": 21,
         "hbm_utilization": 0.5,
         "mac_utilization": 0.25,
+        "hbm_capacity_utilization": 0.0,
+        "engines": {"dma": 270},
+        "contexts": {"dma": 270, "main": 0},
     }
     assert modules[1] == {
         "path": "model.layers.0.mlp.up_proj",
-        "cycles": 10,
-        "time_us": 0.01,
+        "cycles": 100,
+        "low_cycles": 100,
+        "high_cycles": 100,
+        "dominant": None,
+        "time_us": 0.1,
+        "roofline_cycles": 60,
+        "bound": "HBM",
         "hbm_bytes": 100,
         "macs": 7,
+        "engines": BUSY,
     }
+
+
+def cells(stdout: str, row: str) -> list[str]:
+    (line,) = [line for line in stdout.splitlines() if line.startswith(row)]
+    return line.split()
+
+
+def test_a_bucket_has_its_interval_its_bound_and_what_is_most_uncertain(tmp_path: Path) -> None:
+    _, stdout, _ = run(tmp_path)
+    expected = ["decode:4,32", "300", "-2%", "+3%", "0.3", "us", "HBM", "60.0%", "50%", "25.0%"]
+    assert cells(stdout, "decode:4,32") == expected
+    assert "most uncertain: dma.startup_cycles (prefill:1,16, decode:1,32, decode:4,32)" in stdout
 
 
 def test_tables_add_up_the_layers(tmp_path: Path) -> None:
     code, stdout, _ = run(tmp_path, "--bucket", "decode:4,32")
     assert code == 0
-    (row,) = [line for line in stdout.splitlines() if "mlp.up_proj" in line]
-    cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
-    assert cells == ["model.layers.*.mlp.up_proj", "20", "0.0 us", "200", "14", "66.7%"]
+    row = ["model.layers.*.mlp.up_proj", "200", "66.7%", "HBM", "60.0%", "90%", "7%", "200", "14"]
+    assert cells(stdout, "model.layers.*.mlp.up_proj") == row
+    assert cells(stdout, "dma") == ["dma", "270", "90.0%"]
     assert "prefill:1,16" not in stdout
+
+
+LAYERS: list[tuple[int, Bound]] = [(10, "HBM"), (30, "latency"), (10, "HBM")]
+
+
+def test_a_module_of_many_layers_has_the_bound_of_most_of_their_cycles() -> None:
+    layers = [
+        ModuleTiming(f"layers.{i}.mlp", cycles, 0.0, 0, 0, {"dma": 1}, 0, bound, SPREAD)
+        for i, (cycles, bound) in enumerate(LAYERS)
+    ]
+    (row,) = fold_layers(layers)
+    assert (row.path, row.cycles, row.bound) == ("layers.*.mlp", 50, "latency")
+    assert row.engines == {"dma": 3}
+    assert row.spread.changes == {"dma.startup_cycles": (-15.0, 30.0)}
 
 
 def test_without_a_bucket_there_is_one_table_of_all(tmp_path: Path) -> None:

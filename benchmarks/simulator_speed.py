@@ -1,0 +1,85 @@
+"""How long the cycle model and the tiling search take.
+
+    python benchmarks/simulator_speed.py [--machine silicon]
+
+Three figures, each with its goal: timing one decode step of Llama-3.1-8B, timing the seven buckets
+of the usual build, and the search for a tiling per distinct shape. Building and reading the
+binaries come before the clock starts; nothing is kept from one measurement to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from build_cost import LLAMA_3_1_8B
+from programs import Model
+
+if TYPE_CHECKING:
+    from furiosa_llm.backend_rngd.isa.container import Program
+    from furiosa_llm.backend_rngd.isa.machine import Machine
+
+PREFILL = ((1, 512), (1, 1024))
+DECODE = ((1, 2048), (8, 2048), (16, 2048), (64, 2048), (128, 2048))
+STEP_SECONDS = 0.5
+ARTIFACT_SECONDS = 5.0
+SEARCH_SECONDS = 1.0
+
+
+def main() -> None:
+    from furiosa_llm.backend_rngd.isa.machine import DEFAULT_MACHINE, load_machine
+    from furiosa_llm.models.config_types import Bucket
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--machine", default=DEFAULT_MACHINE)
+    machine = load_machine(parser.parse_args().machine)
+    model = Model(LLAMA_3_1_8B)
+    buckets = [
+        *(Bucket.prefill(*shape) for shape in PREFILL),
+        *(Bucket.decode(*shape) for shape in DECODE),
+    ]
+    programs: dict[str, Program] = {}
+    for bucket in buckets:
+        began = perf_counter()
+        programs[bucket.name] = model.program(bucket, level=2)
+        print(f"compiled {bucket.name} in {perf_counter() - began:.1f} s", file=sys.stderr)
+    step = programs[Bucket.decode(1, 2048).name]
+    verdict("timing a decode step", time_all([step], machine), STEP_SECONDS)
+    verdict("timing seven buckets", time_all(list(programs.values()), machine), ARTIFACT_SECONDS)
+
+
+def time_all(programs: Sequence[Program], machine: Machine) -> float:
+    """Seconds to time `programs` as a process does that has just read them."""
+    from furiosa_llm.backend_rngd.isa.container import read_program, write_program
+    from furiosa_llm.runtime_sim.timing import time_program
+
+    fresh = [read_program(write_program(program)) for program in programs]
+    forget()
+    return timed(lambda: [time_program(program, machine) for program in fresh])[0]
+
+
+def forget() -> None:
+    """Empty the caches of plans and costs."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("furiosa_llm.backend_rngd.isa", "furiosa_llm.runtime_sim")):
+            for function in vars(module).values():
+                if hasattr(function, "cache_clear"):
+                    function.cache_clear()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = perf_counter()
+    result = work()
+    return perf_counter() - began, result
+
+
+def verdict(what: str, seconds: float, goal: float) -> None:
+    reached = "reached" if seconds <= goal else "MISSED"
+    print(f"{what}: {seconds:.2f} s (goal {goal:g} s: {reached})")
+
+
+if __name__ == "__main__":
+    main()
