@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ..backend_rngd.isa.container import Block, Program
-from ..backend_rngd.isa.cost import DmaCost
+from ..backend_rngd.isa.cost import DmaCost, multiplied_kind
 from ..backend_rngd.isa.instructions import Control, Exec
 from ..backend_rngd.isa.machine import Machine
 from .blocks import Costs, issues, module_path, run_clock
@@ -179,14 +179,13 @@ class _Limits:
     @staticmethod
     def of(program: Program, machine: Machine, sharers: int) -> _Limits:
         """For the narrowest element type that the program multiplies."""
-        kinds = {4: "i4", 8: "f8", 16: "bf16"}
-        widths = {
-            (command.stream.cast or command.a.dtype).bits
+        kinds = {
+            multiplied_kind(command.stream.cast or command.a.dtype)
             for command in program.commands
             if isinstance(command, Exec) and command.contraction is not None
         }
         pes = program.header.pes
-        kind = kinds[min(widths, default=16)]
+        kind = max(kinds, key=machine.macs_per_cycle, default="bf16")
         share = machine.hbm_bytes_per_cycle * pes / max(pes, sharers)
         return _Limits(
             min(pes * machine.dma.bytes_per_cycle, share), pes * machine.macs_per_cycle(kind)

@@ -92,7 +92,9 @@ def _exec_cost(shape: _Shape, machine: Machine) -> ExecCost:
         engines["transpose"] = _transpose_cycles(plan, machine)
     if c.commit.sink == Sink.DM:
         engines["commit"] = _commit_cycles(plan, machine)
-    starves = same_bank_accesses(plan, machine) >= starving_accesses(machine)
+    # A slower engine behind it would leave the bank cycles between the fetches.
+    steady = engines["fetch"] == max(engines.values())
+    starves = steady and same_bank_accesses(plan, machine) >= starving_accesses(machine)
     if starves and "commit" in engines:
         # Fetches come first and never leave their bank, so commits there wait until they are over.
         engines["commit"] += engines["fetch"]
@@ -184,7 +186,7 @@ def _read_size(access: int, stored: DType, streamed: DType, machine: Machine) ->
     """Largest read that divides `access` bytes and whose cast output fits."""
     limit = machine.fetch.max_cast_output_bytes * stored.bits // streamed.bits
     sizes = [size for size in machine.fetch.main_read_bytes if access % size == 0]
-    return max([size for size in sizes if size <= limit] or sizes[:1] or [1])
+    return max([size for size in sizes if size <= limit] or sizes[:1])
 
 
 def _flits(plan: ExecPlan, elements: int, machine: Machine) -> int:
@@ -200,9 +202,8 @@ def _collected_flits(plan: ExecPlan, machine: Machine) -> int:
 
 def _contraction_cycles(plan: ExecPlan, machine: Machine) -> int:
     """Flits taken, packets multiplied, results drained: the slowest counts."""
-    dtype = plan.stream_dtype
-    kind = "bf16" if dtype.bits == 16 else f"{'f' if dtype.is_float else 'i'}{dtype.bits}"
-    per_packet = _ceil(plan.command.stream.elements, machine.contraction.macs_per_lane[kind])
+    macs = machine.contraction.macs_per_lane[multiplied_kind(plan.stream_dtype)]
+    per_packet = _ceil(plan.command.stream.elements, macs)
     products = _multiplied_packets(plan, machine) * per_packet
     return max(_collected_flits(plan, machine), products, _drained_flits(plan, machine))
 
@@ -224,6 +225,11 @@ def _multiplied_packets(plan: ExecPlan, machine: Machine) -> int:
     if inner.fate != Fate.MSUM or inner.trf != c.contraction.trf_read or not dense:
         return plan.steps
     return plan.steps // inner.n * _ceil(inner.n, c.contraction.pack)
+
+
+def multiplied_kind(dtype: DType) -> str:
+    """How machine files name the type of a product's elements."""
+    return "bf16" if dtype.bits == 16 else f"{'f' if dtype.is_float else 'i'}{dtype.bits}"
 
 
 def _drained_flits(plan: ExecPlan, machine: Machine) -> int:

@@ -29,6 +29,8 @@ SAMPLE = 8192
 NIBBLE = 4
 CHANNELS = 2 << NIBBLE
 """Channels that an address can name: a stack, and a nibble inside it."""
+BANKS = 1 << 8
+"""More than the banks of a channel."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +152,31 @@ def _in_windows(addresses: Array, bits: AddressMap) -> tuple[int, int]:
     order = np.argsort(channel, kind="stable")
     channel, addresses = channel[order], addresses[order]
     first = np.searchsorted(channel, np.arange(CHANNELS))
-    window = (np.arange(len(addresses)) - first[channel]) // bits.queue_entries
-    place = channel * len(addresses) + window
-    group_bits, bank_bits = len(bits.bank_group_bits), len(bits.bank_bits)
-    group = place << group_bits | _bits(addresses, bits.bank_group_bits)
-    bank = group << bank_bits | _bits(addresses, bits.bank_bits)
-    rows = addresses >> bits.row_bit
-    order = np.lexsort((rows, bank))
-    bank, rows = bank[order], rows[order]
-    new = np.ones(len(bank), bool)
-    new[1:] = (bank[1:] != bank[:-1]) | (rows[1:] != rows[:-1])
-    return (
-        _busiest(bank[new], group_bits + bank_bits, len(addresses)),
-        _busiest(group, group_bits, len(addresses)),
-    )
+    windows = len(addresses)
+    window = (np.arange(windows) - first[channel]) // bits.queue_entries
+    group = _bits(addresses, bits.bank_group_bits)
+    bank = group << len(bits.bank_bits) | _bits(addresses, bits.bank_bits)
+    in_group = group * CHANNELS * windows + channel * windows + window
+    changes = _row_changes(channel * BANKS + bank, window, addresses >> bits.row_bit)
+    in_bank = bank * CHANNELS * windows + channel * windows + window
+    place = np.unique(in_group, return_inverse=True)[1]
+    follows_one = np.bincount(place)[place] > 1
+    return _busiest(in_bank, changes, windows), _busiest(in_group, follows_one, windows)
+
+
+def _row_changes(bank: Array, window: Array, row: Array) -> Array:
+    """Which requests open a row, when a window serves those of one row together.
+
+    A bank that sees a single row opens it during the command's startup.
+    """
+    order = np.lexsort((row, window, bank))
+    bank, row = bank[order], row[order]
+    opens = np.ones(len(bank), bool)
+    opens[1:] = (bank[1:] != bank[:-1]) | (row[1:] != row[:-1])
+    opens &= np.bincount(bank, weights=opens)[bank] > 1
+    changes = np.empty_like(opens)
+    changes[order] = opens
+    return changes
 
 
 def _bits(addresses: Array, bits: Sequence[int]) -> Array:
@@ -174,14 +187,14 @@ def _bits(addresses: Array, bits: Sequence[int]) -> Array:
     return number
 
 
-def _busiest(keys: Array, shift: int, windows: int) -> int:
-    """Largest sum over a channel's windows of the most frequent key there; keys hold the place.
+def _busiest(keys: Array, counted: Array, windows: int) -> int:
+    """Largest sum over a channel's windows of the key with the most counted requests there.
 
-    A key that stands alone in its window follows nothing that it could conflict with.
+    A key is (bank or group, channel, window) in one number.
     """
-    names, counts = np.unique(keys, return_counts=True)
-    counts = np.where(counts > 1, counts, 0)
-    places, where = np.unique(names >> shift, return_inverse=True)
-    most = np.zeros(len(places), np.int64)
-    np.maximum.at(most, where, counts)
+    names, where = np.unique(keys, return_inverse=True)
+    counts = np.bincount(where, weights=counted)
+    places, at = np.unique(names % (CHANNELS * windows), return_inverse=True)
+    most = np.zeros(len(places))
+    np.maximum.at(most, at, counts)
     return int(np.bincount(places // windows, weights=most).max())

@@ -40,6 +40,18 @@ MAX_GROUP = 2
 ACCUMULATOR_COLUMNS = 32
 """Columns that the accumulator of a lane takes from a packet."""
 
+MAX_PES = 256
+MAX_UNIT_BYTES = 4096
+"""Limits of what costs count one by one."""
+TABLE_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "hbm.column_delay_dram_cycles": ("different_bank_group", "same_bank_group"),
+        "trf.elements_per_row": ("i4", "i8", "f8", "bf16"),
+        "contraction.macs_per_lane": ("i4", "i8", "f8", "bf16"),
+        "transpose.valid_per_flit": ("b4", "b8", "b16", "b32"),
+    }
+)
+
 Table = Mapping[str, int]
 """A small table of counts, by element type or kind."""
 Sizes = tuple[int, ...]
@@ -365,6 +377,7 @@ def parse_machine(text: str, where: str) -> Machine:
     _check_geometry(where, parameters)
     name = _text(where, "name", document["name"])
     machine = Machine(name=name, parameters=MappingProxyType(parameters), **built)
+    _check_tables(where, machine)
     _check_sizes(where, machine)
     return machine
 
@@ -416,9 +429,30 @@ def _check_geometry(where: str, parameters: Mapping[str, Parameter]) -> None:
             raise errors.bad_machine(where, path, problem)
 
 
+def _check_tables(where: str, machine: Machine) -> None:
+    """Raises: VED022 for lists and tables that costs could not use."""
+    for path, keys in TABLE_KEYS.items():
+        value = machine.parameters[path].value
+        if not isinstance(value, Mapping) or set(value) != set(keys):
+            raise errors.bad_machine(where, path, f"its keys are not {', '.join(keys)}")
+    for path, parameter in machine.parameters.items():
+        bits = parameter.value if isinstance(parameter.value, tuple) else (parameter.value,)
+        if parameter.unit == "bit" and any(not isinstance(b, int) or b > 40 for b in bits):
+            raise errors.bad_machine(where, path, "an address has bits 0 to 40")
+    reads, writes = machine.fetch.main_read_bytes, machine.commit.valid_bytes
+    if list(reads) != sorted(reads) or reads[0] != 1:
+        raise errors.bad_machine(where, "fetch.main_read_bytes", "sizes grow, and begin with 1")
+    if list(writes) != sorted(writes) or writes[-1] != machine.stream.flit_bytes:
+        raise errors.bad_machine(where, "commit.valid_bytes", "sizes grow, and end with a flit")
+
+
 def _check_sizes(where: str, machine: Machine) -> None:
     """Raises: VED022 for numbers that contradict each other."""
     dm, trf, chip = machine.dm, machine.trf, machine.chip
+    if chip.pes > MAX_PES:
+        raise errors.bad_machine(where, "chip.pes", f"{chip.pes} PEs, at most {MAX_PES}")
+    if machine.hbm.unit_bytes > MAX_UNIT_BYTES:
+        raise errors.bad_machine(where, "hbm.unit_bytes", f"at most {MAX_UNIT_BYTES} bytes")
     if dm.banks * dm.bank_width_bytes * dm.rows_per_bank != dm.bytes_per_slice:
         problem = f"banks, their width and rows do not make {dm.bytes_per_slice} bytes"
         raise errors.bad_machine(where, "dm.rows_per_bank", problem)

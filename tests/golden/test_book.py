@@ -2,7 +2,8 @@
 
 Each test builds commands, encodes them, decodes the bytes, and reads the named engine's cycles.
 Test numbers are those of the golden table in the hardware notes. Where values say something, the
-same bytes are executed and compared with numpy, on smaller groups of slices.
+same bytes are executed and compared with numpy, on smaller groups of slices. Tests 5 to 7 stand in
+`test_memory.py`, 18 in `test_router.py`, 19 in `test_capacities.py`, 20 in `test_schedule.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from golden_commands import BOOK, SLICE, dma, time_dma, time_exec
 from run_commands import make_program, run_program
 
-from furiosa_llm.backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
@@ -41,37 +42,12 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     VectorOp,
     Wait,
 )
-from furiosa_llm.backend_rngd.isa.machine import load_machine
-from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, plan_dma, plan_exec
-from furiosa_llm.backend_rngd.isa.records import (
-    decode_dma,
-    decode_exec,
-    encode_dma,
-    encode_exec,
-)
 
-BOOK = load_machine("book")
 OUT = 262144
 """Where results go: away from what is read."""
 I8_OUT = Port(base=OUT, dtype=DType.I8)
 """f8 bytes are moved as i8, which no conversion touches."""
-SLICE = SLICE_ADDRESS_BYTES
 DMN = 32 * SLICE
-
-
-def time_exec(command: Exec) -> ExecCost:
-    """Cycles of the bytes of `command`."""
-    decoded = decode_exec(encode_exec(command), "golden")
-    return exec_cost(plan_exec(decoded, "golden"), BOOK)
-
-
-def time_dma(command: Dma) -> DmaCost:
-    decoded = decode_dma(encode_dma(command), "golden")
-    return dma_cost(plan_dma(decoded, "golden"), BOOK)
-
-
-def dma(n: tuple[int, ...], source: Side, destination: Side, run: int = 256) -> Dma:
-    return Dma(Head(Context.DMA), n, run, source, destination)
 
 
 def copy(
@@ -170,12 +146,6 @@ def test_4_dm_to_dm_adds() -> None:
     cost = time_dma(dma(n, source, destination))
     assert (cost.read_cycles, cost.write_cycles) == (65_536, 65_536)
     assert cost.total_cycles == 131_572
-
-
-def test_one_dmn_moves_half_as_much() -> None:
-    # Example 6 of the book: 128 requests of one network take 256 cycles.
-    cost = time_dma(dma((4, 32), Side(Space.DM, 0, (256, SLICE)), Side(Space.HBM, 0, (8192, 256))))
-    assert (cost.requests, cost.read_cycles, cost.total_cycles) == (128, 256, 756)
 
 
 def test_8_requests_of_a_packet() -> None:

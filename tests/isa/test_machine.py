@@ -24,6 +24,7 @@ BOOK_TEXT = (
 
 
 EXTENDS = "schema: 1"
+MACS = "contraction.macs_per_lane"
 
 
 def changed(section: str, field: str, **entry: object) -> str:
@@ -114,6 +115,21 @@ def test_a_file_can_replace_the_book(tmp_path: Path) -> None:
         (BOOK_TEXT.replace("\nvector:", "\nvektor:"), "vektor", "no such parameter"),
         (changed("dm", "banks", value=8), "dm.rows_per_bank", "do not make 524288 bytes"),
         (changed("trf", "geometry", value={"rows": 2}), "trf.elements_per_row", "are not 65536"),
+        (changed("chip", "pes", value=512), "chip.pes", "at most 256"),
+        (changed("hbm", "unit_bytes", value=1 << 20), "hbm.unit_bytes", "at most 4096"),
+        (changed("hbm", "row_bit", value=64), "hbm.row_bit", "bits 0 to 40"),
+        (changed("hbm", "bank_bits", value=[1 << 50]), "hbm.bank_bits", "bits 0 to 40"),
+        (
+            changed("contraction", "macs_per_lane", value={"i4": 1}),
+            "contraction.macs_per_lane",
+            "are",
+        ),
+        (
+            changed("fetch", "main_read_bytes", value=[2, 4]),
+            "fetch.main_read_bytes",
+            "begin with 1",
+        ),
+        (changed("commit", "valid_bytes", value=[8, 24]), "commit.valid_bytes", "end with a flit"),
         (changed("chip", "pes", value=7), "chip.pes", "do not divide into 2 clusters"),
         (changed("chip", "slices_per_dmn", value=20), "chip.slices_per_dmn", "does not divide"),
         (f"{EXTENDS}\nextends: 3", "extends", "3 is not text"),
