@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .isa.instructions import Context
 
 CONTEXTS = len(Context)
-DMA = int(Context.DMA)
 NEVER = 1 << 62
 """Later than every cycle."""
 
@@ -71,9 +70,11 @@ class Policy:
     by_path: bool = True
     """Urgency is the length of the longest path to the end; else the place in the program."""
     patience_cycles: int = 0
-    """How long the DMA engine stands still for a more urgent command before a longer one."""
+    """How long a context stands still for a more urgent command before a longer one."""
     ahead: float = 1.0
     """Share of the memories that commands ahead of their place may fill."""
+    daring: bool = False
+    """Take memory without caring for the rest: it may come to a dead end."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,36 @@ def serial_plan(stretch: Stretch) -> Plan:
     return Plan(tuple(range(len(starts))), tuple(starts), now)
 
 
-def list_schedule(stretch: Stretch, policy: Policy) -> Plan:
-    """A plan for `stretch`, which must fit its memories in program order."""
-    return _Run(stretch, policy).run()
+def list_schedule(stretch: Stretch, policy: Policy, urgency: Sequence[float] = ()) -> Plan | None:
+    """A plan for `stretch`, which must fit its memories in program order; None at a dead end.
+
+    `urgency`, by command, replaces the policy's own: the most urgent has the highest.
+    """
+    if not urgency:
+        paths = path_cycles(stretch.tasks)
+        urgency = paths if policy.by_path else range(len(paths), 0, -1)
+    return _Run(stretch, policy, urgency).run()
+
+
+def in_order(stretch: Stretch, order: Sequence[int]) -> Stretch:
+    """The same commands with another program order, in which they must fit the memories too.
+
+    The order of a plan is one: done one by one, its commands need no more than in the plan.
+    """
+    number = {i: place for place, i in enumerate(order)}
+    tasks = tuple(
+        replace(stretch.tasks[i], after=tuple(number[j] for j in stretch.tasks[i].after))
+        for i in order
+    )
+    return replace(stretch, tasks=tasks)
+
+
+def least_makespan(stretch: Stretch) -> int:
+    """Cycles that no plan undercuts: of the longest path, and of the busiest context."""
+    busy = [0] * CONTEXTS
+    for task in stretch.tasks:
+        busy[task.context] += task.cycles
+    return max(*busy, *path_cycles(stretch.tasks), 0)
 
 
 def path_cycles(tasks: Sequence[Task]) -> list[int]:
@@ -114,11 +142,12 @@ def path_cycles(tasks: Sequence[Task]) -> list[int]:
 class _Memories:
     """Bytes in use now, and bytes in use if the rest were done in program order from here."""
 
-    def __init__(self, stretch: Stretch, ahead: float) -> None:
+    def __init__(self, stretch: Stretch, policy: Policy) -> None:
         n = len(stretch.tasks)
         self._buffers = stretch.buffers
         self._capacities = stretch.capacities
-        self._limits = [int(capacity * ahead) for capacity in stretch.capacities]
+        self._limits = [int(capacity * policy.ahead) for capacity in stretch.capacities]
+        self._daring = policy.daring
         self._used = [0] * len(stretch.capacities)
         self._held = [buffer.entering for buffer in stretch.buffers]
         self._first = [0 if buffer.entering else n for buffer in stretch.buffers]
@@ -166,8 +195,10 @@ class _Memories:
             limit = self._limits[memory] if first > place else self._capacities[memory]
             if self._used[memory] + size > limit:
                 return False
-            if first > place and int(self._rest[memory][place:first].max()) + size > limit:
-                return False
+            if first > place and not self._daring:
+                most = int(self._rest[memory][place:first].max())
+                if most + size > limit:
+                    return False
         return True
 
     def start(self, task: int, place: int, finish: int) -> None:
@@ -192,16 +223,14 @@ _Queue = list[tuple[int, int]]
 class _Run:
     """One run; ranks order the commands by urgency, 0 first."""
 
-    def __init__(self, stretch: Stretch, policy: Policy) -> None:
+    def __init__(self, stretch: Stretch, policy: Policy, urgency: Sequence[float]) -> None:
         tasks = stretch.tasks
         n = len(tasks)
         self.tasks, self.policy = tasks, policy
-        self.memories = _Memories(stretch, policy.ahead)
-        self.rank = list(range(n))
-        if policy.by_path:
-            longest = path_cycles(tasks)
-            for rank, i in enumerate(sorted(range(n), key=lambda i: (-longest[i], i))):
-                self.rank[i] = rank
+        self.memories = _Memories(stretch, policy)
+        self.rank = [0] * n
+        for rank, i in enumerate(sorted(range(n), key=lambda i: (-urgency[i], i))):
+            self.rank[i] = rank
         self.followers: list[list[int]] = [[] for _ in tasks]
         self.missing = [len(task.after) for task in tasks]
         for i, task in enumerate(tasks):
@@ -223,11 +252,14 @@ class _Run:
             if not self.missing[i]:
                 heapq.heappush(self.waiting[tasks[i].context], (0, i))
 
-    def run(self) -> Plan:
+    def run(self) -> Plan | None:
         end = 0
         while len(self.order) < len(self.tasks):
             start, i, blocked = self._best()
             free = self.memories.next_free
+            if start == free == NEVER:
+                assert self.policy.daring, "memory has run full for good"
+                return None
             if free <= start and free != NEVER:
                 self._release(start, blocked)
             elif self.is_open[i]:
@@ -294,9 +326,9 @@ class _Run:
         return start
 
     def _patient(self, context: int, found: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Rather a more urgent DMA command that is ready soon than a long one now."""
+        """Rather a more urgent command that is ready soon than a long one now."""
         patience = self.policy.patience_cycles
-        if context != DMA or not patience or found[2] < 0 or not self.waiting[context]:
+        if not patience or found[2] < 0 or not self.waiting[context]:
             return found
         ready, i = self.waiting[context][0]
         soon = ready <= found[0] + patience

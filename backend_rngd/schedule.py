@@ -13,9 +13,11 @@ plan of a lower level is kept where it is not slower, and program order where no
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from math import prod
 
 from xdsl.context import Context as XdslContext
 from xdsl.dialects.builtin import ModuleOp
@@ -33,6 +35,8 @@ from .list_schedule import (
     Storage,
     Stretch,
     Task,
+    in_order,
+    least_makespan,
     list_schedule,
     serial_plan,
 )
@@ -41,15 +45,21 @@ from .rngd import ON_CHIP_BYTES, AllocOp, BlockOp, DmaOp, ExecOp, RepeatOp
 
 LEVELS = (0, 1, 2)
 MEMORIES = tuple(ON_CHIP_BYTES)
-POLICIES = tuple(
-    Policy(by_path, patience, ahead)
-    for by_path in (True, False)
-    for patience in (0, 1000)
-    for ahead in (1.0, 0.75)
+POLICIES = (
+    *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.94, 0.9, 0.86, 0.75, 0.5)),
+    *(Policy(by_path=True, ahead=ahead) for ahead in (1.0, 0.9, 0.75)),
+    *(Policy(by_path, patience_cycles=1000) for by_path in (False, True)),
 )
-"""What is tried for a stretch; the shortest plan is taken, the first of equal ones."""
-SHRINK = (1.0, 0.94, 0.88, 0.75, 0.5)
-"""Shares of the memories that plans may fill ahead, until one can be placed."""
+"""What is tried for a block: less room ahead makes longer plans that are easier to place."""
+KERNEL_POLICIES = (
+    *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.9, 0.75, 0.5)),
+    Policy(by_path=True),
+)
+"""What is tried for a kernel at a time."""
+ROUNDS = 200
+"""Random changes that are tried on a plan, at most,"""
+COMMANDS_TRIED = 4000
+"""and the commands that they may plan altogether."""
 
 
 def check_level(level: int) -> None:
@@ -142,11 +152,12 @@ class _Span:
         self.first, self.last = min(self.first, first), max(self.last, last)
 
 
-class _BlockPlan:
+class BlockProblem:
     """A block's straights as scheduling problems; plans of all of them written into the block."""
 
     def __init__(self, block: BlockOp, machine: Machine) -> None:
-        self._straights = list(_straights(block.body.block))
+        self._block = block.body.block
+        self._straights = list(_straights(self._block))
         self._turns = _turns(self._straights)
         self._allocs = [_allocs_of(straight.commands) for straight in self._straights]
         self._spans: dict[AllocOp, _Span] = {}
@@ -155,7 +166,7 @@ class _BlockPlan:
             for alloc in allocs:
                 first, last = self._kept(alloc, number) or (number, number)
                 self._spans.setdefault(alloc, _Span(first, last)).cover(first, last)
-        self._stretches = [self._stretch(n, machine) for n in range(len(self._straights))]
+        self.stretches = [self._stretch(n, machine) for n in range(len(self._straights))]
 
     def _kept(self, alloc: AllocOp, number: int) -> tuple[int, int] | None:
         """The straights of the repeat that uses a buffer from outside, in all its turns."""
@@ -192,18 +203,46 @@ class _BlockPlan:
             leaving=kept or span.last > number,
         )
 
-    def plans(self, level: int, ahead: float) -> list[Plan]:
-        """A plan for each straight; commands ahead of their place fill so much of the memories."""
-        return [
-            plan_stretch(stretch, list(kernels(straight.commands)), level, ahead)
-            for straight, stretch in zip(self._straights, self._stretches, strict=True)
-        ]
+    def candidates(self, level: int) -> list[list[Plan]]:
+        """Plans for all straights that the level allows, the shortest first."""
+        found = [self.serial()]
+        if level >= 1:
+            runs = [list(kernels(straight.commands)) for straight in self._straights]
+            for policy in KERNEL_POLICIES:
+                found.append(
+                    [
+                        _by_kernel(stretch, bounds, policy)
+                        for stretch, bounds in zip(self.stretches, runs, strict=True)
+                    ]
+                )
+        if level == 2:
+            for policy in POLICIES:
+                found.append([planned(stretch, policy) for stretch in self.stretches])
+        return sorted(found, key=self.cycles)
+
+    def serial(self) -> list[Plan]:
+        """Program order: what can be placed if anything can."""
+        return [serial_plan(stretch) for stretch in self.stretches]
+
+    def cycles(self, plans: Sequence[Plan]) -> int:
+        """Of the whole block, all turns of its repeats counted."""
+        turns = [prod(r.count.value.data for r in straight.inside) for straight in self._straights]
+        return sum(n * plan.makespan for n, plan in zip(turns, plans, strict=True))
+
+    def can_place(self, plans: Sequence[Plan]) -> bool:
+        """Write the lifetimes, and see whether all buffers find room."""
+        self.write_lifetimes(plans)
+        try:
+            assign_addresses(self._block)
+        except errors.MemoryFull:
+            return False
+        return True
 
     def write_lifetimes(self, plans: Sequence[Plan]) -> None:
         """Cycles of a repeat's body count once."""
         starts = list(accumulate((plan.makespan for plan in plans), initial=0))
         lives: dict[AllocOp, _Span] = {}
-        for number, (plan, stretch) in enumerate(zip(plans, self._stretches, strict=True)):
+        for number, (plan, stretch) in enumerate(zip(plans, self.stretches, strict=True)):
             for task, start in zip(stretch.tasks, plan.starts, strict=True):
                 for b in task.buffers:
                     alloc = self._allocs[number][b]
@@ -240,26 +279,49 @@ def _allocs_of(commands: Sequence[Command]) -> list[AllocOp]:
 # --- plans ---
 
 
-def plan_stretch(
-    stretch: Stretch, runs: Sequence[tuple[int, int]], level: int, ahead: float = 1.0
-) -> Plan:
-    """The shortest plan that the level allows; `runs` bounds the kernels."""
-    serial = serial_plan(stretch)
-    if level == 0 or ahead == 0:
-        return serial
-    plan = _one_after_another([_best(part, ahead) for part in _parts(stretch, runs)])
-    if level == 2:
-        plan = min(_best(stretch, ahead), plan, key=lambda plan: plan.makespan)
-    return min(plan, serial, key=lambda plan: plan.makespan)
+def planned(stretch: Stretch, policy: Policy) -> Plan:
+    """The plan of a policy that comes to no dead end."""
+    plan = list_schedule(stretch, policy)
+    assert plan is not None, policy
+    return plan
 
 
-def _best(stretch: Stretch, ahead: float) -> Plan:
-    policies = [replace(policy, ahead=policy.ahead * ahead) for policy in POLICIES]
-    plans = (list_schedule(stretch, policy) for policy in policies)
-    return min(plans, key=lambda plan: plan.makespan)
+def _by_kernel(stretch: Stretch, runs: Sequence[tuple[int, int]], policy: Policy) -> Plan:
+    """Kernels, given by their bounds, one after the other."""
+    plans = [planned(part, policy) for part in parts(stretch, runs)]
+    return _one_after_another(plans)
 
 
-def _parts(stretch: Stretch, runs: Sequence[tuple[int, int]]) -> Iterator[Stretch]:
+def improved(stretch: Stretch, plan: Plan, ahead: float = 1.0) -> Plan:
+    """Random changes of urgency, kept when the plan gets no longer; the same ones every time.
+
+    The best plan's order takes the place of program order: what may run ahead depends on it.
+    """
+    least, n = least_makespan(stretch), len(stretch.tasks)
+    rng = random.Random(0)
+    current, order = in_order(stretch, plan.order), plan.order
+    starts = [plan.starts[i] for i in order]
+    best = plan.makespan
+    for _ in range(min(ROUNDS, COMMANDS_TRIED // max(n, 1))):
+        if best <= least:
+            break
+        urgency = [float(-start) for start in starts]
+        for i in rng.sample(range(n), max(1, n // 8)):
+            urgency[i] += rng.gauss(0, 0.3) * best
+        policy = Policy(
+            patience_cycles=rng.choice((0, 200, 1000)), ahead=ahead, daring=rng.random() < 0.5
+        )
+        found = list_schedule(current, policy, urgency)
+        if found is not None and found.makespan <= best:
+            best = found.makespan
+            order = tuple(order[i] for i in found.order)
+            current = in_order(current, found.order)
+            starts = [found.starts[i] for i in found.order]
+    by_command = dict(zip(order, starts, strict=True))
+    return Plan(order, tuple(by_command[i] for i in range(n)), best)
+
+
+def parts(stretch: Stretch, runs: Sequence[tuple[int, int]]) -> Iterator[Stretch]:
     """Runs of commands as stretches of their own, one after the other."""
     users: dict[int, _Span] = {}
     for i, task in enumerate(stretch.tasks):
@@ -307,16 +369,16 @@ def _one_after_another(plans: Sequence[Plan]) -> Plan:
 
 
 def _schedule_block(block: BlockOp, level: int, machine: Machine) -> None:
-    """Write the first plans that can be placed; the last try is program order."""
-    problem = _BlockPlan(block, machine)
-    for ahead in (*SHRINK, 0.0):
-        plans = problem.plans(level, ahead)
-        problem.write_lifetimes(plans)
-        try:
-            assign_addresses(block.body.block)
-        except errors.MemoryFull:
-            continue
-        break
+    """Take the shortest plan that can be placed; program order can be, or nothing can."""
+    problem = BlockProblem(block, machine)
+    candidates = problem.candidates(level)
+    plans = next((plans for plans in candidates if problem.can_place(plans)), problem.serial())
+    if level == 2:
+        pairs = zip(problem.stretches, plans, strict=True)
+        better = [improved(stretch, plan) for stretch, plan in pairs]
+        if problem.cycles(better) < problem.cycles(plans) and problem.can_place(better):
+            plans = better
+    problem.write_lifetimes(plans)
     problem.reorder(plans)
 
 

@@ -47,7 +47,7 @@ def random_stretch(seed: int, commands: int, *, links: float = 1.5) -> Stretch:
 
 
 def _buffer(rng: random.Random) -> Storage:
-    memory = rng.choice((0, 0, 0, 1, 2))
+    memory = rng.choice((0, 0, 0, 0, 0, 1, 2))
     size = rng.randint(1, CAPACITIES[memory] // (1 if memory == 1 else 3))
     return Storage(memory, size, leaving=False)
 

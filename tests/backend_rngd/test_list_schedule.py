@@ -11,9 +11,11 @@ from furiosa_llm.backend_rngd.list_schedule import (
     Storage,
     Stretch,
     Task,
+    in_order,
     list_schedule,
     serial_plan,
 )
+from furiosa_llm.backend_rngd.schedule import improved, planned
 
 POLICY = st.builds(
     Policy,
@@ -27,9 +29,30 @@ POLICY = st.builds(
 def test_plans_keep_to_the_limits(seed: int, commands: int, policy: Policy) -> None:
     stretch = random_stretch(seed, commands)
     check_plan(stretch, serial_plan(stretch))
-    plan = list_schedule(stretch, policy)
+    plan = planned(stretch, policy)
     check_plan(stretch, plan)
-    assert plan == list_schedule(stretch, policy)
+    assert plan == planned(stretch, policy)
+    better = improved(stretch, plan)
+    check_plan(stretch, better)
+    assert better.makespan <= plan.makespan
+
+
+@given(seed=st.integers(0, 1 << 30), commands=st.integers(1, 40))
+def test_a_plan_is_a_program_order_that_fits(seed: int, commands: int) -> None:
+    stretch = random_stretch(seed, commands)
+    other = in_order(stretch, planned(stretch, Policy()).order)
+    check_plan(other, serial_plan(other))
+    check_plan(other, planned(other, Policy()))
+
+
+def test_a_daring_plan_can_come_to_a_dead_end() -> None:
+    # Both small buffers at once leave no room for either large one.
+    tasks = []
+    for i in (0, 1):
+        tasks += [Task(2, 10, (), (2 * i,)), Task(0, 10, (2 * i,), (2 * i, 2 * i + 1))]
+    stretch = Stretch(tuple(tasks), (Storage(0, 2), Storage(0, 8)) * 2, (10,))
+    assert list_schedule(stretch, Policy(daring=True)) is None
+    check_plan(stretch, planned(stretch, Policy()))
 
 
 def chain(count: int, tile_bytes: int) -> Stretch:
@@ -43,9 +66,9 @@ def chain(count: int, tile_bytes: int) -> Stretch:
 
 
 def test_loads_run_ahead_as_far_as_memory_allows() -> None:
-    assert list_schedule(chain(10, 100), Policy()).makespan == 10 * 100 + 90
-    assert list_schedule(chain(10, 500), Policy()).makespan == 10 * 100 + 90
-    assert list_schedule(chain(10, 600), Policy()).makespan == 10 * 190
+    assert planned(chain(10, 100), Policy()).makespan == 10 * 100 + 90
+    assert planned(chain(10, 500), Policy()).makespan == 10 * 100 + 90
+    assert planned(chain(10, 600), Policy()).makespan == 10 * 190
 
 
 def test_a_short_urgent_transfer_is_waited_for() -> None:
@@ -56,8 +79,7 @@ def test_a_short_urgent_transfer_is_waited_for() -> None:
         Task(2, 500),
     )
     hurried, patient = (
-        list_schedule(Stretch(tasks, (), ()), Policy(patience_cycles=patience))
-        for patience in (0, 100)
+        planned(Stretch(tasks, (), ()), Policy(patience_cycles=patience)) for patience in (0, 100)
     )
     assert hurried.makespan == 500 + 10 + 900
     assert patient.makespan == 50 + 10 + 900
@@ -65,6 +87,6 @@ def test_a_short_urgent_transfer_is_waited_for() -> None:
 
 def test_a_bitmap_is_loaded_when_nothing_runs_and_holds_up_the_others() -> None:
     tasks = (Task(2, 100), Task(0, 80, blocking_cycles=30), Task(1, 10), Task(2, 10))
-    plan = list_schedule(Stretch(tasks, (), ()), Policy(by_path=False))
+    plan = planned(Stretch(tasks, (), ()), Policy(by_path=False))
     check_plan(Stretch(tasks, (), ()), plan)
     assert plan.starts == (0, 100, 0, 130)
