@@ -39,7 +39,7 @@ from .kernels.attention_tiling import attention_rounds
 from .kernels.cache import write_cache
 from .kernels.linear import Product, check_tiling, linear
 from .kernels.norm import rms_norm
-from .kernels.rope import rope
+from .kernels.rope import load_angles, rope
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, pinned
@@ -204,6 +204,8 @@ class BlockLowering:
     values: dict[SSAValue, Activation] = field(default_factory=dict)
     caches: dict[SSAValue, Ref] = field(default_factory=dict)
     """Where the caches are that operators return: they are written in place."""
+    angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
+    """Rotary angles that are in data memory, with their positions and the table they are from."""
 
     def __post_init__(self) -> None:
         self.body = self.function.body.block
@@ -357,6 +359,10 @@ class BlockLowering:
 
     def _rope(self, op: nn.RopeOp) -> Activation:
         x = self._of(op.x)
+        return rope(self.emit, x, self._angles(op, x), "rotated")
+
+    def _angles(self, op: nn.RopeOp, x: Activation) -> Ref:
+        """Angles of the tokens; queries and keys share them if their heads lie alike in slices."""
         table = RopeTable(
             rows=max(self.shape.bucket.attention_size, PADDING_POSITION + 1),
             order=x.order,
@@ -364,8 +370,15 @@ class BlockLowering:
             inv_freq=tuple(float(v) for v in op.inv_freq.get_values()),
             scaling=op.attention_scaling.value.data,
         )
-        positions = self._positions(op.position_ids)
-        return rope(self.emit, x, self.need(table), positions, WORD_BYTES, "rotated")
+        for positions, known, angles in self.angles:
+            same = positions == op.position_ids and x.order.heads <= known.order.heads
+            order = x.order.model_copy(update={"heads": known.order.heads})
+            if same and table.model_copy(update={"order": order}) == known:
+                return angles
+        rows_of_table = self._positions(op.position_ids)
+        angles = load_angles(self.emit, x, self.need(table), rows_of_table, WORD_BYTES)
+        self.angles.append((op.position_ids, table, angles))
+        return angles
 
     def _write(self, op: paged.WriteOp) -> None:
         cache = self.caches.get(op.cache) or self.argument(op.cache)

@@ -30,6 +30,7 @@ from .isa.container import CacheIo, Relocation, TensorIo
 from .isa.container import Region as HbmRegion
 from .isa.layout import Layout, features_per_slice, heads
 from .isa.rules import SLICES_PER_PE
+from .kernels.rows import hidden_stride
 from .lower_block import Argument, BlockLowering, LoweredBlock, Need, Result, whole_of
 from .place import assign_addresses
 from .rngd import CallOp, ProgramOp, RegionOp
@@ -205,7 +206,7 @@ class _ProgramLowering:
 
     def _scratch(self, need: Result) -> RegionOp:
         """A region that no value still to be read occupies: two serve any number of layers."""
-        size = SLICES_PER_PE * features_per_slice(need.order) * need.tokens * 2
+        size = SLICES_PER_PE * hidden_stride(need.order, need.tokens)
         for region in self.free:
             if region_content(region).scratch_bytes == size:
                 self.free.remove(region)

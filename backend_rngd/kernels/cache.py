@@ -2,7 +2,8 @@
 
 A slot holds [kv head][K | V][padded head_dim]. The heads of a token are first brought together in
 one slice, token m in slice m mod 64, because the cache's rows must be written in long runs: a
-write of less than 256 B makes HBM read, modify and write.
+write of less than 256 B makes HBM read, modify and write. The switch brings them where tokens and
+slices are powers of two, so that DMA is left to what crosses memories.
 """
 
 from __future__ import annotations
@@ -10,8 +11,24 @@ from __future__ import annotations
 import numpy as np
 
 from ..emitter import Activation, Emitter, Ref
+from ..isa.instructions import (
+    Birth,
+    Commit,
+    Context,
+    Counter,
+    Digit,
+    Stream,
+    Switch,
+    Topology,
+)
+from ..isa.layout import CHUNK
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE
+
+FEW_TOKENS = 8
+FEW_FEATURES = 2 * CHUNK
+"""The switch moves a ring's packets one after the other: worth it for few tokens, or few features
+in a slice."""
 
 
 def write_cache(
@@ -26,7 +43,10 @@ def write_cache(
     turns = -(-k.tokens // SLICES_PER_PE)
     rows = emit.alloc(Memory.DM, turns * slot_bytes, "cache_rows")
     for x, offset in ((k, 0), (v, 2 * k.order.padded)):
-        _collect(emit, x, rows.at(offset), slot_bytes)
+        if _suits_switch(x):
+            _switch(emit, x, rows.at(offset), slot_bytes)
+        else:
+            _collect(emit, x, rows.at(offset), slot_bytes)
     for first in range(0, k.tokens, SLICES_PER_PE):
         tokens = min(SLICES_PER_PE, k.tokens - first)
         emit.gather(
@@ -38,6 +58,53 @@ def write_cache(
             row_bytes=slot_bytes,
             scatter=True,
         )
+
+
+def _suits_switch(x: Activation) -> bool:
+    """Whether whole parts of heads lie in slices, and tokens are what a digit of slices counts."""
+    small, large = sorted((x.per_slice, x.order.padded))
+    whole = large % small == 0 and x.order.positions % x.per_slice == 0
+    regular = x.tokens % SLICES_PER_PE == 0 or (
+        x.tokens < SLICES_PER_PE and x.tokens & (x.tokens - 1) == 0
+    )
+    return whole and regular and (x.tokens <= FEW_TOKENS or x.per_slice <= FEW_FEATURES)
+
+
+def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:
+    """As `_collect`; each slice takes its token's features from all slices that hold some.
+
+    With fewer tokens than slices, the slices behind the tokens' get copies.
+    """
+    head_bytes, run = 4 * x.order.padded, min(x.per_slice, x.order.padded)
+    parts, heads = x.order.padded // run, x.per_slice // run
+    digit = Digit(shift=0, bits=(min(x.tokens, SLICES_PER_PE) - 1).bit_length(), bytes=x.row_bytes)
+    switch = Switch(Topology.INTER_TRANSPOSE, SLICES_PER_PE, (digit,))
+    if digit.bits == 0:
+        switch = Switch(Topology.BROADCAST01, SLICES_PER_PE)
+    emit.exec(
+        Context.SUB,
+        [
+            Counter(
+                max(1, x.tokens // SLICES_PER_PE),
+                a=SLICES_PER_PE * x.row_bytes,
+                commit=slot_bytes,
+            ),
+            Counter(
+                x.order.heads // heads,
+                birth=Birth.SLICE,
+                slices=parts,
+                commit=heads * head_bytes,
+            ),
+            Counter(parts, birth=Birth.SLICE, slices=1, commit=2 * run),
+            Counter(heads, a=2 * run, commit=head_bytes),
+            Counter(run // CHUNK, a=2 * CHUNK, commit=2 * CHUNK),
+        ],
+        Stream(CHUNK),
+        a=x.ref,
+        out=rows,
+        commit=Commit(columns=CHUNK, column_stride=2),
+        switch=switch,
+    )
 
 
 def _collect(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:

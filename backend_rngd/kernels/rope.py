@@ -24,17 +24,17 @@ HALF_BYTES = 2 * ROTARY_RUN
 """bf16 bytes of a run of first halves or of their partners."""
 
 
-def rope(
-    emit: Emitter, x: Activation, table: Ref, positions: Ref, position_bytes: int, label: str
-) -> Activation:
-    """x · cos(angle) + partner · (± sin(angle)), in f32 and rounded once to bf16.
+def load_angles(
+    emit: Emitter, x: Activation, table: Ref, positions: Ref, position_bytes: int
+) -> Ref:
+    """cos and sin [token][C / 16][half][cos 8 | sin 8] of x's features, as f32 in data memory.
 
-    `table` is a `RopeTable` of x's order; `positions` lists the tokens' rows in it.
+    `table` is a `RopeTable` of x's order; `positions` lists the tokens' rows in it. Raises: BCK005.
     """
-    angle_bytes = x.per_slice * 8
-    """cos and sin as f32, per slice and token."""
+    angle_bytes = _angle_bytes(x)
     if angle_bytes > VRF_BYTES:
-        raise errors.too_many_features(label, x.order.positions, SLICES_PER_PE * VRF_BYTES // 8)
+        limit = SLICES_PER_PE * VRF_BYTES // 8
+        raise errors.too_many_features("rotary embedding", x.order.positions, limit)
     angles = emit.alloc(Memory.DM, x.tokens * angle_bytes, "angles")
     emit.gather(
         [
@@ -47,6 +47,20 @@ def rope(
         index=positions,
         row_bytes=SLICES_PER_PE * angle_bytes,
     )
+    return angles
+
+
+def _angle_bytes(x: Activation) -> int:
+    """cos and sin as f32, per slice and token."""
+    return x.per_slice * 8
+
+
+def rope(emit: Emitter, x: Activation, angles: Ref, label: str) -> Activation:
+    """x · cos(angle) + partner · (± sin(angle)), in f32 and rounded once to bf16.
+
+    `angles` are of x's tokens (`load_angles`), for x's order or one that goes on after x's heads.
+    """
+    angle_bytes = _angle_bytes(x)
     y = emit.activation(x.order, x.tokens, label)
     tokens = min(x.tokens, VRF_BYTES // angle_bytes)
     whole, rest = divmod(x.tokens, tokens)

@@ -1,15 +1,24 @@
 """Moving whole token rows between HBM and the slices.
 
 The hidden state between calls stands in HBM as bf16 [slice][token][C], so that a slice's rows are
-one run whatever part of the tokens a block works on at a time.
+one run whatever part of the tokens a block works on at a time. A slice's rows are padded to whole
+units of HBM, which cost less to write than parts of them.
 """
 
 from __future__ import annotations
 
 from ..emitter import Activation, Emitter, Ref
-from ..isa.layout import FeatureOrder
-from ..isa.plan import SLICE_ADDRESS_BYTES
+from ..isa.instructions import Commit, Context, Counter, Stream
+from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE
+
+HBM_UNIT_BYTES = 256
+
+
+def hidden_stride(order: FeatureOrder, all_tokens: int) -> int:
+    """Bytes between two slices' rows of a hidden state."""
+    return -(-all_tokens * features_per_slice(order) * 2 // HBM_UNIT_BYTES) * HBM_UNIT_BYTES
 
 
 def embedding(
@@ -37,7 +46,7 @@ def load_rows(
     """Tokens first … first + tokens - 1 of a hidden state of `all_tokens` tokens."""
     x = emit.activation(order, tokens, "hidden")
     emit.dma(
-        [(SLICES_PER_PE, all_tokens * x.row_bytes, SLICE_ADDRESS_BYTES)],
+        [(SLICES_PER_PE, hidden_stride(order, all_tokens), SLICE_ADDRESS_BYTES)],
         x.size_bytes,
         hidden.at(first * x.row_bytes),
         x.ref,
@@ -47,12 +56,32 @@ def load_rows(
 
 def store_rows(emit: Emitter, x: Activation, hidden: Ref, all_tokens: int, first: int) -> None:
     """The inverse of `load_rows`."""
+    stride = hidden_stride(x.order, all_tokens)
+    whole = x.tokens == all_tokens and x.size_bytes != stride
     emit.dma(
-        [(SLICES_PER_PE, SLICE_ADDRESS_BYTES, all_tokens * x.row_bytes)],
-        x.size_bytes,
-        x.ref,
+        [(SLICES_PER_PE, SLICE_ADDRESS_BYTES, stride)],
+        stride if whole else x.size_bytes,
+        _repeated(emit, x, stride) if whole else x.ref,
         hidden.at(first * x.row_bytes),
     )
+
+
+def _repeated(emit: Emitter, x: Activation, size_bytes: int) -> Ref:
+    """x again and again, `size_bytes` at least: what fills a unit must have been written."""
+    copies = -(-size_bytes // x.size_bytes)
+    buffer = emit.alloc(Memory.DM, copies * x.size_bytes, "padded_rows")
+    emit.exec(
+        Context.SUB,
+        [
+            Counter(copies, commit=x.size_bytes),
+            Counter(x.size_bytes // (2 * CHUNK), a=2 * CHUNK, commit=2 * CHUNK),
+        ],
+        Stream(CHUNK),
+        a=x.ref,
+        out=buffer,
+        commit=Commit(columns=CHUNK, column_stride=2),
+    )
+    return buffer
 
 
 def last_rows(
@@ -69,10 +98,11 @@ def last_rows(
     """Row lengths[b] - 1 of each of `sequences` sequences of a hidden state; lengths[b] >= 1."""
     x = emit.activation(order, sequences, "last_rows")
     sequence_bytes = tokens_per_sequence * x.row_bytes
+    slice_stride = hidden_stride(order, all_sequences * tokens_per_sequence)
     emit.gather(
         [
             (sequences, sequence_bytes, x.row_bytes, length_bytes),
-            (SLICES_PER_PE, all_sequences * sequence_bytes, SLICE_ADDRESS_BYTES, 0),
+            (SLICES_PER_PE, slice_stride, SLICE_ADDRESS_BYTES, 0),
         ],
         x.row_bytes,
         hidden.at(first_sequence * sequence_bytes),
