@@ -261,6 +261,30 @@ def unknown_optimization_level(level: object, known: Iterable[int]) -> CompileEr
     )
 
 
+def bad_pin_file(file: str, cause: str) -> CompileError:
+    """BLD015: `--pin-tiling` names a file that holds no pins."""
+    return CompileError(
+        "BLD015",
+        f"cannot read tilings from `{file}`",
+        at="--pin-tiling",
+        cause=cause,
+        next_step="start from what `furiosa-llm build --explain-tiling` prints",
+        exit_code=2,
+    )
+
+
+def pin_without_target(pattern: str, kind: str, known: Sequence[str]) -> CompileError:
+    """BLD016: a pin is for a bucket or a module that the build does not have."""
+    return CompileError(
+        "BLD016",
+        f"no {kind} matches the pin `{pattern}`",
+        at="--pin-tiling",
+        cause=f"there are {', '.join(known)}",
+        next_step="correct the pattern; `*` and `?` match as in file names",
+        exit_code=2,
+    )
+
+
 def context_unknown(model: str) -> CompileError:
     """BLD012: the model's config does not say how long its context is."""
     return CompileError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,10 @@ from .describe import (
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
 from .reader import running_version, sha256_of
 from .schema import FileEntry, OptimizationLevel, WeightsMode
+from .tilings import NO_PINS, ExplainedTiling, read_pins
+
+Explain = Callable[[Sequence[ExplainedTiling]], None]
+"""Told how the products of a bucket are cut."""
 
 COMPILER_LIBRARIES = ("torch", "transformers", "xdsl")
 
@@ -43,9 +47,9 @@ class ArtifactBuilder:
     decode bucket of batch 1 and 2,048 tokens, or the model's context if that is shorter. With
     `calculate_logit_only_for_last_token=False`, prefill gives logits of every prompt token.
     `optimization_level` 0 keeps commands in program order, 1 overlaps them inside each kernel, 2
-    across the kernels of a block.
+    across the kernels of a block. `pin_tiling` is a file of tilings that products must have.
 
-    Raises: BLD002, BLD003, BLD005, BLD014.
+    Raises: BLD002, BLD003, BLD005, BLD014, BLD015, BCK006.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ArtifactBuilder:
         decode_buckets: Sequence[BucketShape] = (),
         calculate_logit_only_for_last_token: bool = True,
         optimization_level: OptimizationLevel = 2,
+        pin_tiling: str | Path | None = None,
     ) -> None:
         if tensor_parallel_size != 1:
             raise errors.unsupported_tensor_parallel(tensor_parallel_size)
@@ -69,6 +74,7 @@ class ArtifactBuilder:
         self.buckets = parse_buckets(prefill_buckets, decode_buckets)
         self.last_token_only = calculate_logit_only_for_last_token
         self.level = optimization_level
+        self.pins = NO_PINS if pin_tiling is None else read_pins(Path(pin_tiling))
 
     def build(
         self,
@@ -78,12 +84,13 @@ class ArtifactBuilder:
         dump_ir: str | Path | None = None,
         progress: Progress = lambda _: None,
         warn: Progress = warnings.warn,
+        explain: Explain = lambda _: None,
     ) -> None:
         """Write the artifact to `save_dir`, which appears, or is replaced, only when it is whole.
 
         Weights are copied in the model's declared type, hard-linked, or left out. `dump_ir` names
         a directory for the IR after every pass. `warn` is told what the weights lose on their
-        way to bf16.
+        way to bf16. `explain` gets the tilings of each bucket.
 
         Raises: ART002 to ART004, BLDxxx, and what the stages raise.
         """
@@ -97,10 +104,11 @@ class ArtifactBuilder:
         progress("reading the model")
         source = open_model(self.model_id_or_path, weights=weights != "skip")
         buckets = fit_context(self.buckets, _context_of(source))
+        self.pins.check_buckets(buckets)
         if weights != "skip":
             _check_weights(source, target, weights)
         with atomic.replacing_directory(target) as staging:
-            self._fill(staging, source, buckets, weights, dump_ir, progress, warn)
+            self._fill(staging, source, buckets, weights, dump_ir, progress, warn, explain)
 
     def _fill(
         self,
@@ -111,11 +119,12 @@ class ArtifactBuilder:
         dump_ir: str | Path | None,
         progress: Progress,
         warn: Progress,
+        explain: Explain,
     ) -> None:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
         model = compile_model(
-            source.config, buckets, self.last_token_only, self.level, dump_ir, progress
+            source.config, buckets, self.last_token_only, self.level, dump_ir, progress, self.pins
         )
         # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
         stored, bound = ParameterFiles({}, {}), None
@@ -127,10 +136,11 @@ class ArtifactBuilder:
             warn(f"tensors converted from {kind} to bf16: {count}")
 
         binaries = []
-        for bucket, data in model.binaries:
-            name = f"{bucket.file_stem}.vedf"
-            files |= write_all(directory, {name: data})
-            binaries.append(Binary(bucket, name, read_program(data)))
+        for compiled in model.binaries:
+            name = f"{compiled.bucket.file_stem}.vedf"
+            files |= write_all(directory, {name: compiled.data})
+            binaries.append(Binary(compiled.bucket, name, read_program(compiled.data)))
+            explain(compiled.tilings)
 
         if bound is not None and weights == "copy":
             progress("storing the weights")
@@ -145,6 +155,7 @@ class ArtifactBuilder:
             weights=weights,
             last_token_only=self.last_token_only,
             level=self.level,
+            tiling_pins=self.pins.entries,
             binaries=binaries,
             parameters=model.parameters,
             parameter_file_of=stored.file_of,

@@ -11,6 +11,7 @@ from ..backend_rngd.isa.container import write_program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket
 from .schema import OptimizationLevel
+from .tilings import ExplainedTiling, TilingPins, explain
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -20,11 +21,20 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class CompiledBucket:
+    """One bucket's binary, and how its products are cut."""
+
+    bucket: Bucket
+    data: bytes
+    tilings: tuple[ExplainedTiling, ...]
+
+
+@dataclass(frozen=True)
 class CompiledModel:
     """An imported model; each binary is compiled when the iterator reaches it."""
 
     parameters: tuple[ParameterSpec, ...]
-    binaries: Iterator[tuple[Bucket, bytes]]
+    binaries: Iterator[CompiledBucket]
 
 
 def compile_model(
@@ -34,13 +44,14 @@ def compile_model(
     level: OptimizationLevel,
     dump_ir: Path | None,
     progress: Progress,
+    pins: TilingPins,
 ) -> CompiledModel:
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
     `level` is how hard the scheduler tries, see `backend_phase`.
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
     follows. Binaries do not depend on what the model or its directory is called.
-    Raises: FRO007 (import), BCKxxx and VED005 (backend).
+    Raises: FRO007 (import), BCKxxx and VED005 (backend), BLD016 (pins).
     """
     from ..frontend.declarations import declared_parameters
 
@@ -49,7 +60,7 @@ def compile_model(
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
-        ((bucket, _binary(module, name, bucket, level, dump_ir, progress)) for bucket in buckets),
+        (_binary(module, name, bucket, level, dump_ir, progress, pins) for bucket in buckets),
     )
 
 
@@ -73,7 +84,8 @@ def _binary(
     level: OptimizationLevel,
     dump_ir: Path | None,
     progress: Progress,
-) -> bytes:
+    pins: TilingPins,
+) -> CompiledBucket:
     """One bucket's binary; the shared module stays as it is."""
     from ..backend_rngd.encode import encode_program
     from ..backend_rngd.pipeline import DIALECTS, backend_phase
@@ -84,9 +96,11 @@ def _binary(
     module = shared.clone()
     run_passes(
         module,
-        [*bucket_phase(bucket), *backend_phase(bucket, level)],
+        [*bucket_phase(bucket), *backend_phase(bucket, level, pins.lines(bucket))],
         dump_dir=None if dump_ir is None else dump_ir / bucket.file_stem,
         input_name="model",
         context=make_context(DIALECTS),
     )
-    return write_program(encode_program(module, name))
+    tilings = tuple(explain(module, bucket))
+    pins.check_modules(bucket, tilings)
+    return CompiledBucket(bucket, write_program(encode_program(module, name)), tilings)

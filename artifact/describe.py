@@ -50,6 +50,7 @@ class Build:
     weights: WeightsMode
     last_token_only: bool
     level: OptimizationLevel
+    tiling_pins: Mapping[str, Mapping[str, str]]
     binaries: Sequence[Binary]
     parameters: Sequence[ParameterSpec]
     parameter_file_of: Mapping[str, str]
@@ -136,6 +137,7 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
         weights=build.weights,
         calculate_logit_only_for_last_token=build.last_token_only,
         optimization_level=build.level,
+        tiling_pins={bucket: dict(pins) for bucket, pins in build.tiling_pins.items()},
         binaries=tuple(
             schema.BinaryEntry(bucket=binary.bucket.name, file=binary.file)
             for binary in build.binaries

@@ -236,6 +236,8 @@ class Manifest(Schema):
     weights: WeightsMode
     calculate_logit_only_for_last_token: bool
     optimization_level: OptimizationLevel
+    tiling_pins: dict[str, dict[str, str]]
+    """Pattern of buckets -> pattern of modules -> the tiling that the build was told to use."""
     binaries: tuple[BinaryEntry, ...]
     parameters: dict[str, ParameterEntry]
     tied: dict[str, str]

@@ -43,7 +43,7 @@ from .kernels.rope import load_angles, rope
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, pinned
-from .tiling_search import ProductKey, predict, search
+from .tiling_search import ProductKey, predict, runner_up, search
 from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
 
 HEADS_RANK = 4
@@ -345,7 +345,8 @@ class BlockLowering:
         else:
             check_tiling(key.shape, tiling, module)
             tiling = replace(tiling, predicted=predict(key, tiling, machine))
-        self.emit.append(TilingOp(tiling.to_text()))
+        other = runner_up(key, tiling, machine)
+        self.emit.append(TilingOp(tiling.to_text(), other.to_text() if other else None))
         return tiling
 
     def _rms_norm(self, op: nn.RmsNormOp) -> Activation:

@@ -71,10 +71,20 @@ class ProductKey:
         return Activation(Ref(block.args[0]), order, self.tokens)
 
 
-@functools.lru_cache(maxsize=1024)
 def search(key: ProductKey, machine: Machine) -> MatmulTiling:
     """The tiling that costs least."""
-    return cheapest([replace(t, predicted=predict(key, t, machine)) for t in candidates(key.shape)])
+    return cheapest(_priced(key, machine))
+
+
+def runner_up(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> MatmulTiling | None:
+    """The best of the others; None if there is no other."""
+    others = [t for t in _priced(key, machine) if t != tiling]
+    return cheapest(others) if others else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _priced(key: ProductKey, machine: Machine) -> list[MatmulTiling]:
+    return [replace(t, predicted=predict(key, t, machine)) for t in candidates(key.shape)]
 
 
 def cheapest(priced: list[MatmulTiling]) -> MatmulTiling:

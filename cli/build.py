@@ -106,6 +106,17 @@ def _warn(message: str) -> None:
     help="0: commands in program order, 1: overlapped inside each kernel, 2: across kernels.",
 )
 @click.option(
+    "--explain-tiling",
+    is_flag=True,
+    help="Print how each matrix product is cut, what it costs, and the next best way.",
+)
+@click.option(
+    "--pin-tiling",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Cut products as a YAML or JSON file says; --explain-tiling prints such a file.",
+)
+@click.option(
     "--dump-ir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -121,6 +132,8 @@ def command(
     weights: Any,
     model_options: dict[str, Any],
     optimization_level: str,
+    explain_tiling: bool,
+    pin_tiling: Path | None,
     dump_ir: Path | None,
     as_json: bool,
 ) -> None:
@@ -131,6 +144,7 @@ def command(
     """
     from ..artifact.builder import ArtifactBuilder
     from ..artifact.summary import summarize_artifact
+    from ..artifact.tilings import ExplainedTiling, to_pin_file
 
     builder = ArtifactBuilder(
         model,
@@ -138,11 +152,25 @@ def command(
         prefill_buckets=prefill_buckets,
         decode_buckets=decode_buckets,
         optimization_level=LEVELS[optimization_level],
+        pin_tiling=pin_tiling,
         **model_options,
     )
+    tilings: list[ExplainedTiling] = []
     with progress() as report:
-        builder.build(output, weights=weights, dump_ir=dump_ir, progress=report, warn=_warn)
+        builder.build(
+            output,
+            weights=weights,
+            dump_ir=dump_ir,
+            progress=report,
+            warn=_warn,
+            explain=tilings.extend,
+        )
     if as_json:
-        click.echo(json.dumps(summarize_artifact(output), indent=2))
-    else:
-        click.echo("Artifact Build Completed")
+        summary = summarize_artifact(output)
+        if explain_tiling:
+            summary["tilings"] = [tiling.to_json() for tiling in tilings]
+        click.echo(json.dumps(summary, indent=2))
+        return
+    if explain_tiling:
+        click.echo(to_pin_file(tilings))
+    click.echo("Artifact Build Completed", err=explain_tiling)  # stdout is a file of pins

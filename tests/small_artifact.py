@@ -117,6 +117,7 @@ def write_artifact(
         weights=weights,
         last_token_only=True,
         level=2,
+        tiling_pins={},
         binaries=binaries,
         parameters=specs,
         parameter_file_of=stored.file_of,

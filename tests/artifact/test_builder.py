@@ -13,7 +13,7 @@ from small_artifact import idle_program
 
 from furiosa_llm.artifact import builder as builder_module
 from furiosa_llm.artifact.builder import ArtifactBuilder
-from furiosa_llm.artifact.compile import CompiledModel
+from furiosa_llm.artifact.compile import CompiledBucket, CompiledModel
 from furiosa_llm.artifact.reader import read_artifact
 from furiosa_llm.backend_rngd.isa.container import write_program
 from furiosa_llm.errors import FuriosaLLMError
@@ -43,7 +43,9 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         config: Any, buckets: Sequence[Bucket], last_token_only: bool, level: int, *options: Any
     ) -> CompiledModel:
         asked.append((config.architectures[0], tuple(buckets), last_token_only, level))
-        binaries = ((bucket, write_program(idle_program(bucket))) for bucket in buckets)
+        binaries = (
+            CompiledBucket(bucket, write_program(idle_program(bucket)), ()) for bucket in buckets
+        )
         return CompiledModel(specs_in(model), binaries)
 
     monkeypatch.setattr(builder_module, "compile_model", compile_model)

@@ -18,7 +18,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
 
     def build(self: ArtifactBuilder, save_dir: Path, **options: Any) -> None:
-        del options["progress"], options["warn"]
+        del options["progress"], options["warn"], options["explain"]
         seen.append(
             {
                 "model": self.model_id_or_path,
