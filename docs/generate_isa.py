@@ -1,6 +1,6 @@
-"""Fill in the tables of docs/isa.md from the code: `python docs/generate_isa.py`.
+"""Fill in the tables of isa.md and cycles.md from the code: `python docs/generate_isa.py`.
 
-The prose of the page is written by hand. Tables stand between `<!-- begin: KIND NAME -->` and
+The prose of the pages is written by hand. Tables stand between `<!-- begin: KIND NAME -->` and
 `<!-- end -->`; what is between them is replaced. With `--check` nothing is written.
 """
 
@@ -23,7 +23,7 @@ from furiosa_llm.backend_rngd.isa import dtypes, instructions, records, rules
 from furiosa_llm.backend_rngd.isa.assembly import SINGULAR
 from furiosa_llm.backend_rngd.isa.machine import Parameter, load_machine
 
-PAGE = Path(__file__).parent / "isa.md"
+PAGES = [Path(__file__).parent / name for name in ("isa.md", "cycles.md")]
 MARKED = re.compile(r"(<!-- begin: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -215,16 +215,18 @@ TABLES: dict[str, Callable[[str], str]] = {
 
 
 def main() -> int:
-    """Write the page, or with `--check` only say whether it is out of date."""
-    page = PAGE.read_text(encoding="utf-8")
-    new = render(page)
-    if new == page:
-        return 0
-    check = sys.argv[1:] == ["--check"]
-    print(f"{PAGE.name} {'is out of date' if check else 'written'}")
-    if not check:
-        PAGE.write_text(new, encoding="utf-8")
-    return int(check)
+    """Write the pages, or with `--check` only say which are out of date."""
+    check, stale = sys.argv[1:] == ["--check"], 0
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        new = render(page)
+        if new == page:
+            continue
+        stale += 1
+        print(f"{path.name} {'is out of date' if check else 'written'}")
+        if not check:
+            path.write_text(new, encoding="utf-8")
+    return int(check and stale > 0)
 
 
 if __name__ == "__main__":

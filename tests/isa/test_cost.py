@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from random_commands import dmas
+from random_commands import dense_passes, dmas
 
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
 from furiosa_llm.backend_rngd.isa.dtypes import DType
@@ -266,31 +266,6 @@ def test_one_field_of_the_bytes_changes_the_cycles(
     place[path[-1]] = value
     after = exec_cost(plan_exec(decode_exec(record, "test"), "test"), BOOK)
     assert after.engines[engine] != before.engines[engine]
-
-
-@st.composite
-def dense_passes(draw: st.DrawFn) -> Exec:
-    """A pass over [n, m] packets that puts its results one after the other."""
-    dtype = draw(st.sampled_from([DType.F32, DType.I32, DType.BF16, DType.I8]))
-    elements = draw(st.sampled_from([8, 16, 32, 64]))
-    packet = dtype.bytes_for(elements)
-    n, m = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    ring = draw(st.sampled_from([1, 4, 64]))
-    ops = (VectorOp(Alu.EXP, Op.EXP),) if dtype == DType.F32 and draw(st.booleans()) else ()
-    born = Birth.FETCH if ring == 1 else Birth.SLICE
-    return Exec(
-        head=Head(draw(st.sampled_from([Context.MAIN, Context.SUB]))),
-        counters=(
-            Counter(n, a=packet, commit=m * packet),
-            Counter(m, born, a=0 if ring > 1 else n * packet, commit=packet, slices=ring // 4),
-        ),
-        a=Port(dtype=dtype),
-        stream=Stream(run=elements - draw(st.sampled_from([0, 4])), pad=elements),
-        switch=Switch(Topology.BROADCAST01 if ring > 1 else Topology.FORWARD, ring),
-        vector=Vector(ops=ops),
-        commit_port=Port(base=65536, dtype=dtype),
-        commit=Commit(columns=elements, column_stride=dtype.bytes_for(1)),
-    )
 
 
 @given(dense_passes(), st.integers(1, 4))
