@@ -61,6 +61,8 @@ class Stretch:
     tasks: tuple[Task, ...]
     buffers: tuple[Storage, ...]
     capacities: tuple[int, ...]
+    halves: frozenset[int] = frozenset()
+    """Memories that are given out in halves: there is no room between buffers to lose."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Policy:
     patience_cycles: int = 0
     """How long a context stands still for a more urgent command before a longer one."""
     ahead: float = 1.0
-    """Share of the memories that commands ahead of their place may fill."""
+    """Share of the memories that commands ahead of their place may fill, but for halves."""
     daring: bool = False
     """Take memory without caring for the rest: it may come to a dead end."""
 
@@ -146,7 +148,10 @@ class _Memories:
         n = len(stretch.tasks)
         self._buffers = stretch.buffers
         self._capacities = stretch.capacities
-        self._limits = [int(capacity * policy.ahead) for capacity in stretch.capacities]
+        self._limits = [
+            capacity if memory in stretch.halves else int(capacity * policy.ahead)
+            for memory, capacity in enumerate(stretch.capacities)
+        ]
         self._daring = policy.daring
         self._used = [0] * len(stretch.capacities)
         self._held = [buffer.entering for buffer in stretch.buffers]

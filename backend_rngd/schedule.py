@@ -192,6 +192,7 @@ class BlockProblem:
             tuple(replace(t, after=a) for t, a in zip(tasks, dependences(touched), strict=True)),
             tuple(self._storage(alloc, number) for alloc in allocs),
             tuple(capacities[memory] for memory in MEMORIES),
+            frozenset({MEMORIES.index("trf")}),
         )
 
     def _storage(self, alloc: AllocOp, number: int) -> Storage:
@@ -353,7 +354,8 @@ def _part(stretch: Stretch, first: int, end: int, users: Mapping[int, _Span]) ->
             storages[b] = replace(storage, entering=entering, leaving=leaving)
         elif entering and leaving:
             capacities[storage.memory] -= storage.size_bytes
-    return Stretch(tasks, tuple(storages[b] for b in numbers), tuple(capacities))
+    buffers = tuple(storages[b] for b in numbers)
+    return Stretch(tasks, buffers, tuple(capacities), stretch.halves)
 
 
 def _one_after_another(plans: Sequence[Plan]) -> Plan:
