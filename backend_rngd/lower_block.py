@@ -16,6 +16,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from ..ir import nn, paged, provenance
 from ..ir.types import shape_of
 from .emitter import Activation, Emitter, Ref
+from .fusion import Fusion, Gated, Residual, fusions
 from .isa.dtypes import DType
 from .isa.layout import (
     Derived,
@@ -38,11 +39,12 @@ from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds
 from .kernels.cache import write_cache
 from .kernels.linear import Product, check_tiling, linear
+from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
-from .tiling import MatmulTiling, Pins, pinned
+from .tiling import MatmulTiling, Pins, Role, pinned
 from .tiling_search import ProductKey, predict, runner_up, search
 from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
 
@@ -220,9 +222,14 @@ class BlockLowering:
             if macs:
                 self.emit.location = op.location
                 self.emit.append(WorkOp(macs))
+        fused = fusions(self.body)
+        later = {part for fusion in fused.values() for part in fusion.parts[:-1]}
         for op in self.body.ops:
             self.emit.location = op.location
-            self._lower(op)
+            if op in fused:
+                self._fused(op, fused[op])
+            elif op not in later:
+                self._lower(op)
         return LoweredBlock(BlockOp(self.name, Region(self.block)), self.needs)
 
     def need(self, need: Need) -> Ref:
@@ -315,24 +322,85 @@ class BlockLowering:
         )
 
     def _linear(self, op: nn.LinearOp) -> Activation:
+        product = self._product(op, self._tiling(op, self._key(op)), self._output(op))
+        linear(product)
+        return product.y
+
+    def _fused(self, op: Operation, fusion: Fusion) -> None:
+        """Emit operators as one product, or one by one where weights are the stream."""
+        if isinstance(fusion, Gated):
+            done = self._gated(op, fusion)
+        else:
+            done = self._with_residual(op, fusion)
+        if not done:
+            for part in fusion.parts:
+                self.emit.location = part.location
+                self._lower(part)
+
+    def _gated(self, op: Operation, fusion: Gated) -> bool:
+        first, second = (self._tiling(x, self._key(x)) for x in (fusion.gate, fusion.up))
+        same = replace(first, predicted=None) == replace(second, predicted=None)
+        if first.role != Role.TOKENS or not same or op.results[0] in self.wide:
+            return False
+        y = self._output(fusion.gate)
+        gate, up = (self._product(x, first, y) for x in (fusion.gate, fusion.up))
+        self.emit.location = op.location
+        gated(gate, up, fusion.activation.name)
+        self.values[op.results[0]] = y
+        return True
+
+    def _with_residual(self, op: Operation, fusion: Residual) -> bool:
+        key = self._key(fusion.linear)
+        if self._tiling(fusion.linear, key).role != Role.TOKENS or op.results[0] in self.wide:
+            return False
+        tiling = self._tiling(fusion.linear, replace(key, residual=True))
+        residual = self._of(fusion.other)
+        product = self._product(fusion.linear, tiling, self._output(fusion.linear))
+        if tiling.role != Role.TOKENS or residual.order != product.y.order:
+            return False
+        linear(replace(product, residual=residual))
+        self.values[op.results[0]] = product.y
+        return True
+
+    def _key(self, op: nn.LinearOp) -> ProductKey:
         x = self._of(op.x)
-        order = self.orders.get(op.y) or plain(shape_of(op.w)[0])
-        per_slice = features_per_slice(order)
+        return ProductKey(
+            x.order,
+            self._order_of(op),
+            x.tokens,
+            self._dtype_of(op),
+            op.bias is not None,
+            may_repeat=_is_read_by_heads(op.y),
+        )
+
+    def _order_of(self, op: nn.LinearOp) -> FeatureOrder:
+        return self.orders.get(op.y) or plain(shape_of(op.w)[0])
+
+    def _dtype_of(self, op: nn.LinearOp) -> DType:
+        return DType.F32 if op.y in self.wide else DType.BF16
+
+    def _output(self, op: nn.LinearOp) -> Activation:
+        tokens = self._of(op.x).tokens
+        return self.emit.activation(self._order_of(op), tokens, "product", self._dtype_of(op))
+
+    def _product(self, op: nn.LinearOp, tiling: MatmulTiling, y: Activation) -> Product:
+        self.emit.location = op.location
+        other = runner_up(self._key(op), tiling, load_machine())
+        self.emit.append(TilingOp(tiling.to_text(), other.to_text() if other else None))
+        x = self._of(op.x)
         layout = RowsLayout(
-            out=order, into=x.order, per_slice=per_slice, k_padded=x.slices_read * x.per_slice
+            out=y.order,
+            into=x.order,
+            per_slice=y.per_slice,
+            k_padded=x.slices_read * x.per_slice,
+            parts=tiling.k_split,
         )
         bias = None
         if op.bias is not None:
-            bias = self.parameter(op.bias, VectorLayout(order=order, per_slice=per_slice))
-        dtype = DType.F32 if op.y in self.wide else DType.BF16
-        y = self.emit.activation(order, x.tokens, "product", dtype)
-        key = ProductKey(
-            x.order, order, x.tokens, dtype, bias is not None, may_repeat=_is_read_by_heads(op.y)
-        )
-        tiling = self._tiling(op, key)
+            bias = self.parameter(op.bias, VectorLayout(order=y.order, per_slice=y.per_slice))
+        weight = self.parameter(op.w, layout)
         zeros = None if tiling.every_slice else self.need(Zeros(size=y.size_bytes))
-        linear(Product(self.emit, x, self.parameter(op.w, layout), y, tiling, bias, zeros=zeros))
-        return y
+        return Product(self.emit, x, weight, y, tiling, bias, zeros=zeros, location=op.location)
 
     def _tiling(self, op: Operation, key: ProductKey) -> MatmulTiling:
         """The product's pin if there is one, else what the search finds. Raises: BCK006."""
@@ -341,13 +409,9 @@ class BlockLowering:
         machine = load_machine()
         tiling = pinned(self.pins, module)
         if tiling is None:
-            tiling = search(key, machine)
-        else:
-            check_tiling(key.shape, tiling, module)
-            tiling = replace(tiling, predicted=predict(key, tiling, machine))
-        other = runner_up(key, tiling, machine)
-        self.emit.append(TilingOp(tiling.to_text(), other.to_text() if other else None))
-        return tiling
+            return search(key, machine)
+        check_tiling(key.shape, tiling, module)
+        return replace(tiling, predicted=predict(key, tiling, machine))
 
     def _rms_norm(self, op: nn.RmsNormOp) -> Activation:
         x = self._of(op.x)

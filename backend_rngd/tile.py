@@ -45,7 +45,7 @@ from .tokens import (
     chunks,
 )
 
-CHUNK_TOKENS = (128, 64, 32, 16, 8, 4, 2, 1)
+CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Tokens that a block works on at a time: the first number whose buffers fit."""
 
 

@@ -53,7 +53,7 @@ class MatmulTiling:
     k_split: int = 1
     """Parts of K that different slices sum; they are added over the ring."""
     run_per_row: bool = False
-    """Walk rows outside slices, so that HBM is read in runs of one row."""
+    """Walk slices inside rows, so that HBM is read in runs of the load's rows of one chunk."""
     every_slice: bool = True
     """Load weights for all slices; else only for those that hold features, and zero the others."""
     predicted: Cycles | None = None

@@ -24,6 +24,7 @@ from .isa.plan import Memory, plan_dma, plan_exec
 from .isa.rules import TRF_BYTES
 from .kernels.linear import (
     CHUNK_BYTES,
+    GROUP,
     TILE_FEATURES,
     MatmulShape,
     Product,
@@ -108,11 +109,8 @@ def score(tiling: MatmulTiling) -> float:
 
 def candidates(shape: MatmulShape) -> Iterator[MatmulTiling]:
     """Tilings that are worth a price, in a fixed order."""
-    parts = 1
-    while parts <= shape.most_parts:
-        yield from _weights_stream(shape, parts)
-        yield from _tokens_stream(shape, parts)
-        parts *= 2
+    yield from _weights_stream(shape, shape.parts)
+    yield from _tokens_stream(shape, shape.parts)
 
 
 def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
@@ -138,13 +136,19 @@ def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
                 )
 
 
-def _row_counts(per_slice: int, row_bytes: int, unit: int) -> list[int]:
-    """Rows of a load, multiples of `unit`: equal parts of a slice's rows, or the sizes of loads."""
-    most = max(unit, LOAD_BYTES[0] // row_bytes // unit * unit)
-    equal = [-(-per_slice // loads // unit) * unit for loads in range(1, MOST_EQUAL_LOADS + 1)]
-    equal.append(max(unit, per_slice * 3 // 4 // unit * unit))  # a short load at the end
-    sized = [max(unit, size // row_bytes // unit * unit) for size in LOAD_BYTES]
-    return sorted({min(most, per_slice, rows) for rows in (*equal, *sized)}, reverse=True)
+def _row_counts(per_slice: int, row_bytes: int, least: int) -> list[int]:
+    """Rows of a load, at least `least`: equal parts of a slice's rows, or the sizes of loads."""
+    most = LOAD_BYTES[0] // row_bytes
+    equal = [-(-per_slice // loads) for loads in range(1, MOST_EQUAL_LOADS + 1)]
+    equal.append(per_slice * 3 // 4)  # a short load at the end
+    sized = [size // row_bytes for size in LOAD_BYTES]
+    whole = {_whole_groups(min(most, per_slice, rows)) for rows in (*equal, *sized)}
+    return sorted({max(least, rows) for rows in whole}, reverse=True)
+
+
+def _whole_groups(rows: int) -> int:
+    """Whole groups of rows, or the largest part of a group."""
+    return rows // GROUP * GROUP or (8 if rows >= 8 else 4)
 
 
 def _tokens_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:

@@ -10,7 +10,7 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, Region
 
-from furiosa_llm.backend_rngd.emitter import Emitter, Ref
+from furiosa_llm.backend_rngd.emitter import Activation, Emitter, Ref
 from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
 from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.container import Relocation, TensorIo
@@ -23,8 +23,7 @@ from furiosa_llm.backend_rngd.isa.layout import (
     features_per_slice,
 )
 from furiosa_llm.backend_rngd.isa.ordering import check_order
-from furiosa_llm.backend_rngd.isa.plan import Memory
-from furiosa_llm.backend_rngd.kernels import rows
+from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
 from furiosa_llm.backend_rngd.kernels.linear import Product, linear
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
@@ -46,7 +45,13 @@ def run_product(
     module.body.block.add_op(ProgramOp("decode:1,8"))
     per_slice = features_per_slice(key.out)
     layouts: dict[str, Layout] = {
-        "w": RowsLayout(out=key.out, into=key.x, per_slice=per_slice, k_padded=key.shape.k),
+        "w": RowsLayout(
+            out=key.out,
+            into=key.x,
+            per_slice=per_slice,
+            k_padded=key.shape.k,
+            parts=key.shape.parts,
+        ),
         "bias": VectorLayout(order=key.out, per_slice=per_slice),
     }
     tensors = {"w": w, "bias": bias}
@@ -98,21 +103,25 @@ def _emit(
     zeros: Ref,
     y: Ref,
 ) -> None:
-    tokens = key.tokens
     product = Product(
         emit,
-        rows.load_rows(emit, x, key.x, tokens, 0, tokens),
+        _loaded(emit, x, key.x, key.tokens),
         w,
-        emit.activation(key.out, tokens, "y", key.dtype),
+        emit.activation(key.out, key.tokens, "y", key.dtype),
         tiling,
         bias=bias if key.bias else None,
-        residual=rows.load_rows(emit, residual, key.out, tokens, 0, tokens)
-        if key.residual
-        else None,
+        residual=_loaded(emit, residual, key.out, key.tokens) if key.residual else None,
         zeros=zeros,
     )
     linear(product)
-    rows.store_rows(emit, product.y, y, tokens, 0)
+    size = product.y.size_bytes
+    emit.dma([(SLICES, SLICE_ADDRESS_BYTES, size)], size, product.y.ref, y)
+
+
+def _loaded(emit: Emitter, source: Ref, order: FeatureOrder, tokens: int) -> Activation:
+    x = emit.activation(order, tokens, "x")
+    emit.load_slices(source, x.ref, x.size_bytes)
+    return x
 
 
 def _hidden(name: str, order: FeatureOrder, tokens: int, dtype: Any) -> TensorIo:

@@ -13,7 +13,7 @@ import math
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .rules import SLICES_PER_PE
 
@@ -101,23 +101,13 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def column_positions(into: FeatureOrder, k_padded: int) -> np.ndarray:
-    """i64[k_padded]: the position of `into` that stands in each column of a `RowsLayout`.
-
-    Slices hold their positions in chunks of 16; column (c · slices + s) · 16 + i is position i of
-    chunk c of slice s.
-    """
-    per_slice = features_per_slice(into)
-    slices = -(-k_padded // per_slice)
-    chunks = np.arange(slices * per_slice).reshape(slices, per_slice // CHUNK, CHUNK)
-    return chunks.swapaxes(0, 1).reshape(-1)[:k_padded]
-
-
 class RowsLayout(Table):
-    """A weight [N, K] as bf16 [slice][C][K padded]: row s·C + j of `out`.
+    """A weight [N, K] as bf16 [part][slice][C / 16][chunk][16][k slices · 16], rows s·C + j of N.
 
-    Columns are those of `into` in the order of `column_positions`: what the slices' first chunks
-    hold stands before what their second chunks hold, so a run of columns meets all slices.
+    Columns are the positions of `into`: chunk c of a source slice holds its positions 16·c to
+    16·c + 15, and a chunk of all source slices stands together. So 16 rows are one run whatever
+    range of K is read. With `parts` > 1 the source slices are in so many parts, and only 64 / parts
+    slices of rows exist: each part of the slices sums its part of K.
     """
 
     kind: Literal["rows"] = "rows"
@@ -125,6 +115,16 @@ class RowsLayout(Table):
     into: FeatureOrder
     per_slice: Size
     k_padded: Size
+    parts: Size = 1
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> RowsLayout:
+        if self.per_slice % CHUNK or self.k_padded % features_per_slice(self.into):
+            raise ValueError("rows and columns are whole chunks of whole slices")
+        slices = self.k_padded // features_per_slice(self.into)
+        if SLICES_PER_PE % self.parts or slices % self.parts:
+            raise ValueError("slices are divided evenly")
+        return self
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
@@ -133,16 +133,20 @@ class RowsLayout(Table):
 
     @property
     def bytes(self) -> int:
-        return SLICES_PER_PE * self.per_slice * self.k_padded * 2
+        return SLICES_PER_PE * self.per_slice * (self.k_padded // self.parts) * 2
 
     def place(self, tensor: np.ndarray) -> np.ndarray:
-        """bf16[N, K] -> bf16[64, C, K padded]; padding is zero."""
-        rows = _padded(self.out.feature_at(), SLICES_PER_PE * self.per_slice)
-        positions = column_positions(self.into, self.k_padded)
-        features = _padded(self.into.feature_at(), max(self.k_padded, int(positions.max()) + 1))
-        columns = features[positions]
+        """bf16[N, K] -> bf16[64, C / 16, chunks, 16, k slices · 16 / parts]; padding is zero."""
+        slices = SLICES_PER_PE // self.parts
+        rows = _padded(self.out.feature_at(), slices * self.per_slice)
+        columns = _padded(self.into.feature_at(), self.k_padded)
+        chunks = features_per_slice(self.into) // CHUNK
+        columns = columns.reshape(-1, chunks, CHUNK).swapaxes(0, 1).reshape(-1)
         placed = _take(_take(tensor, rows, 0), columns, 1)
-        return placed.reshape(SLICES_PER_PE, self.per_slice, self.k_padded)
+        groups = placed.reshape(
+            slices, self.per_slice // CHUNK, CHUNK, chunks, self.parts, -1
+        ).transpose(4, 0, 1, 3, 2, 5)
+        return np.ascontiguousarray(groups).reshape(SLICES_PER_PE, *groups.shape[2:])
 
 
 class VectorLayout(Table):

@@ -1,12 +1,14 @@
 """Matrix products: what a product needs, how its weights come into memory, and which kernel runs.
 
-N is spread over the slices. `RowsLayout` holds K in chunks of 16 positions, the same chunk of all
-source slices side by side, so any range of chunks is one run per row of weights.
+N is spread over the slices. `RowsLayout` holds weights in groups of 16 rows and K in chunks of 16
+positions per source slice, so 16 rows of any range of chunks are one run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from xdsl.dialects.builtin import LocationAttr
 
 from ... import errors
 from ..emitter import Activation, Emitter, Ref, power_of_two_at_least
@@ -17,6 +19,8 @@ from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 from ..tiling import MatmulTiling, Role
 
 CHUNK_BYTES = 2 * CHUNK
+GROUP = CHUNK
+"""Rows of weights that stand together in HBM, chunk of K by chunk of K."""
 TILE_FEATURES = 2 * LANES
 """Features per slice whose weights stand in the register file at a time: two rows per lane."""
 
@@ -43,8 +47,8 @@ class MatmulShape:
         return self.k_slices * self.k_chunks * CHUNK
 
     @property
-    def most_parts(self) -> int:
-        """Parts into which the slices can divide K: each part needs a ring of its own."""
+    def parts(self) -> int:
+        """Parts into which the slices divide K: as many as keep all of them busy."""
         if not self.may_repeat or self.k_slices != SLICES_PER_PE:
             return 1
         return SLICES_PER_PE // power_of_two_at_least(self.slices_read)
@@ -79,6 +83,8 @@ class Product:
     residual: Activation | None = None
     zeros: Ref | None = None
     """HBM zeros, enough for a slice of y; needed when not every slice gets weights."""
+    location: LocationAttr | None = None
+    """Of its commands, where products take turns."""
 
     @property
     def parts(self) -> int:
@@ -111,39 +117,43 @@ class Product:
 
     @property
     def loaded_slices(self) -> int:
-        """Output slices, of a part, that weights are loaded for."""
-        return self.ring if self.tiling.every_slice else self.y.slices_read
+        """Slices that weights are loaded for."""
+        return SLICES_PER_PE if self.tiling.every_slice else self.y.slices_read
 
-    def load(self, row: Ref, rows: int, chunk: int, chunks: int) -> Ref:
-        """`rows` rows of weights, for `chunks` chunks of K from `chunk`: [row][chunks], dense.
+    def load(self, first: Ref, rows: int, chunk: int, chunks: int) -> Ref:
+        """`rows` rows of weights, for `chunks` chunks of K from `chunk`.
 
-        `row` is where the first of them lies in HBM.
+        `first` is where the first of them lies in HBM; they begin a group of 16 rows or are a
+        part of one. In memory they are dense: [group][chunk][row of the group].
         """
-        hbm_chunk = self.parts * self.chunk_bytes
-        hbm_row = self.k_chunks * hbm_chunk
-        buffer = self.emit.alloc(Memory.DM, rows * chunks * self.chunk_bytes, "weights")
-        part_loop = (self.parts, self.chunk_bytes, self.ring * SLICE_ADDRESS_BYTES)
-        slice_loop = (self.loaded_slices, self.y.per_slice * hbm_row, SLICE_ADDRESS_BYTES)
-        row_loop = (rows, hbm_row, chunks * self.chunk_bytes)
-        outer = (row_loop, slice_loop) if self.tiling.run_per_row else (slice_loop, row_loop)
-        run = chunks * self.chunk_bytes
-        loops = [part_loop, *outer]
-        if self.parts > 1:
-            run = self.chunk_bytes
-            loops.append((chunks, hbm_chunk, self.chunk_bytes))
-        elif chunks == self.k_chunks and not self.tiling.run_per_row:
-            run *= rows
-            loops = [slice_loop]
-        self.emit.dma(loops, run, row.at(chunk * hbm_chunk), buffer)
+        emit, t = self.emit, self.tiling
+        group = min(rows, GROUP)
+        hbm_chunk = GROUP * self.chunk_bytes
+        hbm_group = self.k_chunks * hbm_chunk
+        buffer = emit.alloc(Memory.DM, rows * chunks * self.chunk_bytes, "weights")
+        loops = [
+            (rows // group, hbm_group, group * chunks * self.chunk_bytes),
+            (chunks, hbm_chunk, group * self.chunk_bytes),
+            (group, self.chunk_bytes, self.chunk_bytes),
+        ]
+        run = self.chunk_bytes
+        while loops and (loops[-1][0] == 1 or loops[-1][1:] == (run, run)):
+            run *= loops.pop()[0]
+        # The parts of K follow each other in HBM, as their slices do.
+        slice_bytes = self.y.per_slice // GROUP * hbm_group
+        slice_loop = (self.loaded_slices, slice_bytes, SLICE_ADDRESS_BYTES)
+        loops = [*loops, slice_loop] if t.run_per_row else [slice_loop, *loops]
+        emit.dma(loops, run, first.at(chunk * hbm_chunk), buffer)
         return buffer
 
     def weight_row(self, feature: int) -> Ref:
         """Where a slice's row of weights for its output position `feature` lies in HBM."""
-        return self.weight.at(feature * self.k_chunks * self.parts * self.chunk_bytes)
+        group, row = divmod(feature, GROUP)
+        return self.weight.at(group * GROUP * self.row_bytes + row * self.chunk_bytes)
 
     def zero_unused_slices(self) -> None:
         """Give the slices that no weights are loaded for the zeros that readers of y expect."""
-        if self.loaded_slices == self.ring:
+        if self.loaded_slices == SLICES_PER_PE:
             return
         assert self.zeros is not None
         first = self.loaded_slices
@@ -184,17 +194,19 @@ def check_tiling(shape: MatmulShape, tiling: MatmulTiling, where: str) -> None:
 def _objection(shape: MatmulShape, tiling: MatmulTiling) -> str | None:
     t = tiling
     parts = t.k_split
-    if parts < 1 or parts & (parts - 1) or parts > shape.most_parts:
-        return f"k_split is {parts}, slices can divide K by powers of two up to {shape.most_parts}"
+    if parts != shape.parts:
+        return f"k_split is {parts}, but the weights lie in HBM for {shape.parts}"
     if min(t.tokens, t.rows, t.load_rows, t.load_chunks, t.command_chunks) < 1:
         return "tokens, rows and chunks are at least 1"
     if not t.every_slice and (parts > 1 or shape.slices_read == SLICES_PER_PE):
         return "every_slice=0 needs slices without features, and k_split=1"
-    if t.load_rows % t.rows or t.rows % 4 or t.load_rows > shape.per_slice:
+    if t.load_rows % t.rows or t.load_rows > shape.per_slice:
         return (
-            f"rows={t.rows} are no multiple of 4 that divides load_rows={t.load_rows}, "
+            f"rows={t.rows} do not divide load_rows={t.load_rows}, "
             f"which is at most {shape.per_slice}"
         )
+    if any(rows not in (4, 8) and rows % GROUP for rows in (t.rows, t.load_rows)):
+        return f"rows and load_rows are 4, 8 or a multiple of {GROUP}"
     if max(t.load_chunks, t.command_chunks) > shape.k_chunks:
         return f"K has {shape.k_chunks} chunks"
     chunk_bytes = shape.k_slices // parts * CHUNK_BYTES

@@ -39,7 +39,11 @@ from .linear import CHUNK_BYTES, TILE_FEATURES, Product, load_vector
 
 SLOT_ROW_BYTES = 4 * TILE_FEATURES
 """f32 results of one token and tile."""
-SLOTS_BYTES = 65536
+BANK_LINE_BYTES = 128
+"""Bytes after which data memory's banks repeat."""
+LEAST_COPIED_TOKENS = 48
+"""Fewer tokens than this may all be fetched from one bank; the limit of the machine is 64."""
+SLOTS_BYTES = 32768
 """Slots that are added at a time, beside the sum of those before, take at most so much..."""
 LEAST_SLOTS = 2
 """...but are at least these."""
@@ -57,8 +61,7 @@ class Tile:
     """16 output features of every slice, from position `offset` of y; a place moves in loops."""
 
     weights: Callable[[Product, int, int], Ref]
-    """A product's weights for (chunk, chunks): [row of the tile][chunks]."""
-    row_bytes: Callable[[int], int]
+    """A product's weights for (chunk, chunks): [chunk][row of the tile]."""
     place: Callable[[Ref, int], Ref]
     """Where the tile stands in a buffer of C values of so many bytes."""
 
@@ -75,10 +78,12 @@ def gated(gate: Product, up: Product, activation: str) -> None:
 
     Both products have one x and one tiling.
     """
-    emit, y = gate.emit, gate.y
-    first, second = TokensStream(gate), TokensStream(up)
+    emit, y, location = gate.emit, gate.y, gate.emit.location
+    first = TokensStream(gate)
+    second = TokensStream(up, first.x)
     for tile in tiles([gate, up]):
         gates, ups = first.summed(tile), second.summed(tile)
+        emit.location = location
         active, out = _slots(emit, y.tokens, 1), _slots(emit, y.tokens, 1)
         _elementwise(emit, y.tokens, UNARY[activation], gates, None, active)
         _elementwise(emit, y.tokens, (BINARY["nn.mul"],), active, ups, out)
@@ -112,6 +117,12 @@ def tiles(products: Sequence[Product]) -> Iterator[Tile]:
         yield from _load_tiles(products, tile, min(per_load, count - tile), lambda ref, _: ref)
 
 
+def _locate(p: Product) -> None:
+    """What follows belongs to this product."""
+    if p.location is not None:
+        p.emit.location = p.location
+
+
 def _moved(turn: Index, features: int, ref: Ref, bytes_each: int) -> Ref:
     """A place that goes on by so many features each turn."""
     return ref.moved(turn, features * bytes_each)
@@ -125,12 +136,13 @@ def _load_tiles(
     kept: dict[int, Ref] = {}
 
     def row_of(p: Product, tile: int) -> Ref:
-        row_bytes = p.weight_row(1).offset - p.weight.offset
-        return moved(p.weight_row(tile * TILE_FEATURES), row_bytes)
+        return moved(p.weight_row(tile * TILE_FEATURES), p.row_bytes)
 
     if t.load_chunks == k_chunks:
         rows = count * TILE_FEATURES
-        kept = {id(p): p.load(row_of(p, first), rows, 0, k_chunks) for p in products}
+        for p in products:
+            _locate(p)
+            kept[id(p)] = p.load(row_of(p, first), rows, 0, k_chunks)
     for number in range(count):
         tile = first + number
         loads: dict[tuple[int, int], Ref] = {}
@@ -146,36 +158,65 @@ def _load_tiles(
         ) -> Ref:
             """Weights from `chunk`; a load of some chunks serves the commands inside it."""
             if kept:
-                row = number * TILE_FEATURES * p.row_bytes
-                return kept[id(p)].at(row + chunk * p.chunk_bytes)
+                return kept[id(p)].at(
+                    TILE_FEATURES * (number * p.row_bytes + chunk * p.chunk_bytes)
+                )
             begin = chunk // t.load_chunks * t.load_chunks
             if (id(p), begin) not in loads:
                 size = min(t.load_chunks, k_chunks - begin)
                 loads[id(p), begin] = p.load(row_of(p, tile), TILE_FEATURES, begin, size)
-            return loads[id(p), begin].at((chunk - begin) * p.chunk_bytes)
+            return loads[id(p), begin].at(TILE_FEATURES * (chunk - begin) * p.chunk_bytes)
 
         def place(ref: Ref, bytes_each: int, *, tile: int = tile) -> Ref:
             return moved(ref.at(tile * TILE_FEATURES * bytes_each), bytes_each)
 
-        def row_bytes(chunk: int, *, p: Product = products[0]) -> int:
-            """Bytes between the rows of the weights that hold `chunk`."""
-            if t.load_chunks == k_chunks:
-                return p.row_bytes
-            begin = chunk // t.load_chunks * t.load_chunks
-            return min(t.load_chunks, k_chunks - begin) * p.chunk_bytes
-
-        yield Tile(weights, row_bytes, place)
+        yield Tile(weights, place)
 
 
 # --- one product ---
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Token rows in the slices' data memory, `stride` bytes apart."""
+
+    ref: Ref
+    stride: int
+
+
+def _rows_to_stream(p: Product) -> Rows:
+    """Rows whose chunks do not all lie in one bank of data memory.
+
+    A row of accesses to one bank keeps the DMA engine out of it for the whole product, so rows of
+    whole lines get a copy with a gap after each.
+    """
+    x = p.x
+    if x.row_bytes % BANK_LINE_BYTES or x.tokens < LEAST_COPIED_TOKENS:
+        return Rows(x.ref, x.row_bytes)
+    stride = x.row_bytes + CHUNK_BYTES
+    copy = p.emit.alloc(Memory.DM, x.tokens * stride, "rows")
+    p.emit.exec(
+        Context.SUB,
+        [
+            Counter(x.tokens, a=x.row_bytes, commit=stride),
+            Counter(p.k_chunks, a=CHUNK_BYTES, commit=CHUNK_BYTES),
+        ],
+        Stream(CHUNK),
+        a=x.ref,
+        out=copy,
+        commit=Commit(columns=CHUNK, column_stride=2),
+    )
+    return Rows(copy, stride)
+
+
 class TokensStream:
     """The tiles of one product."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: Product, x: Rows | None = None) -> None:
+        """`x` is where the tokens are streamed from, if another product has arranged that."""
         self.p = product
         self.emit = product.emit
+        self.x = x or _rows_to_stream(product)
         self.bias = None
         if product.bias is not None:
             self.bias = load_vector(self.emit, product.bias, product.y.per_slice)
@@ -194,6 +235,7 @@ class TokensStream:
 
     def summed(self, tile: Tile) -> Ref:
         """The tile in f32, bias and residual included: [token][16]."""
+        _locate(self.p)
         out = _slots(self.emit, self.p.y.tokens, 1)
         self._sum_into(tile, out, SLOT_ROW_BYTES)
         return out
@@ -258,15 +300,16 @@ class TokensStream:
     def _fill(self, tile: Tile, first: int, count: int) -> Ref:
         """The tile's weights for `count` chunks of K into the slices' own register files."""
         p = self.p
-        weights, row_bytes = tile.weights(p, first, count), tile.row_bytes(first)
+        weights = tile.weights(p, first, count)
         k_bytes = count * p.chunk_bytes
         trf = self.emit.trf(TILE_FEATURES * k_bytes)
         self.emit.exec(
             Context.SUB,
             [
-                Counter(TILE_FEATURES // LANES, a=LANES * row_bytes, trf=k_bytes),
-                Counter(LANES, a=row_bytes, lanes=1),
-                Counter(k_bytes // CHUNK_BYTES, a=CHUNK_BYTES, trf=CHUNK_BYTES),
+                Counter(TILE_FEATURES // LANES, a=LANES * p.chunk_bytes, trf=k_bytes),
+                Counter(LANES, a=p.chunk_bytes, lanes=1),
+                Counter(count, a=TILE_FEATURES * p.chunk_bytes, trf=p.chunk_bytes),
+                Counter(p.chunk_bytes // CHUNK_BYTES, a=CHUNK_BYTES, trf=CHUNK_BYTES),
             ],
             Stream(CHUNK),
             a=weights,
@@ -286,7 +329,7 @@ class TokensStream:
         self.emit.exec(
             Context.MAIN,
             [
-                Counter(p.x.tokens, a=p.x.row_bytes, commit=out_row_bytes),
+                Counter(p.x.tokens, a=self.x.stride, commit=out_row_bytes),
                 Counter(count, fate=Fate.MSUM, a=CHUNK_BYTES, trf=p.chunk_bytes),
                 Counter(p.k_slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=CHUNK_BYTES),
                 Counter(
@@ -297,7 +340,7 @@ class TokensStream:
                 ),
             ],
             Stream(CHUNK),
-            a=p.x.ref.at(first * CHUNK_BYTES),
+            a=self.x.ref.at(first * CHUNK_BYTES),
             trf=trf,
             out=out,
             out_dtype=dtype,

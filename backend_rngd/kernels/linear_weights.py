@@ -33,7 +33,7 @@ from ..isa.instructions import (
 )
 from ..isa.plan import Memory
 from ..isa.rules import LANES, SLICES_PER_PE, TRANSPOSER_ROWS, TRF_BYTES
-from .linear import CHUNK_BYTES, Product, load_vector
+from .linear import CHUNK_BYTES, GROUP, Product, load_vector
 
 PACKET = 32
 """bf16 elements of a 64 B packet."""
@@ -105,7 +105,7 @@ class _WeightsStream:
             for group in self.groups:
                 trf = self.kept[self.groups.index(group)] if self.kept else self._fill(group)
                 for first in range(0, rows, t.rows):
-                    self._multiply(group, weights, first, min(t.rows, rows - first), trf, at, own)
+                    self._multiply(group, weights, rows, first, trf, at, own)
         if p.parts > 1:
             self._combine(out)
 
@@ -128,9 +128,9 @@ class _WeightsStream:
         bias = self.bias if self.p.parts == 1 else None
         whole, rest = divmod(self.p.y.per_slice, load_rows)
         per_load = 1 + len(self.groups) * (-(-load_rows // self.p.tiling.rows) + (not self.kept))
-        body = max(1, BODY_COMMANDS // per_load)
+        whole_groups = max(1, GROUP // load_rows)
+        body = max(1, BODY_COMMANDS // per_load // whole_groups) * whole_groups
         turns = whole // body if whole * per_load > LOOP_COMMANDS else 0
-        row_bytes = self.p.weight_row(1).offset - self.p.weight.offset
 
         def load(number: int, rows: int) -> tuple[Ref, int, Ref, Ref | None]:
             first = number * load_rows
@@ -147,7 +147,7 @@ class _WeightsStream:
                 for number in range(body):
                     row, rows, at, own = load(number, load_rows)
                     yield (
-                        row.moved(turn, step * row_bytes),
+                        row.moved(turn, step * self.p.row_bytes),
                         rows,
                         at.moved(turn, step * size),
                         own.moved(turn, step * 4) if own else None,
@@ -187,21 +187,27 @@ class _WeightsStream:
         self,
         group: TokenGroup,
         weights: Ref,
+        loaded: int,
         first: int,
-        rows: int,
         trf: Ref,
         out: Ref,
         bias: Ref | None,
     ) -> None:
+        """Rows from `first` of `loaded` ones, as many as one command takes."""
         p = self.p
         dtype, row_bytes = self._out_dtype, self._out_row_bytes
         size = dtype.bytes_for(1)
+        rows = min(p.tiling.rows, loaded - first)
+        number, row = divmod(first, GROUP)
+        own, group_bytes = min(rows, GROUP), min(loaded, GROUP) * p.row_bytes
         add_bias = (VectorOp(Alu.FMA, Op.ADD, y=Source.VRF),) if bias else ()
         self.emit.exec(
             Context.MAIN,
             [
-                Counter(rows, a=p.row_bytes, vrf=4 if bias else 0, commit=size),
-                Counter(p.row_bytes // (2 * PACKET), fate=Fate.MSUM, a=64, trf=64),
+                Counter(rows // own, a=group_bytes, vrf=4 * own if bias else 0, commit=own * size),
+                Counter(own, a=p.chunk_bytes, vrf=4 if bias else 0, commit=size),
+                Counter(p.k_chunks, fate=Fate.MSUM, a=group_bytes // p.k_chunks, trf=p.chunk_bytes),
+                Counter(p.chunk_bytes // (2 * PACKET), fate=Fate.MSUM, a=64, trf=64),
                 Counter(
                     group.rows,
                     birth=Birth.REUSE,
@@ -210,7 +216,7 @@ class _WeightsStream:
                 ),
             ],
             Stream(PACKET),
-            a=weights.at(first * p.row_bytes),
+            a=weights.at(number * group_bytes + row * p.chunk_bytes),
             trf=trf,
             vrf=bias.at(first * 4) if bias else None,
             out=out.at(group.first * row_bytes + first * size),
@@ -223,7 +229,7 @@ class _WeightsStream:
                 transpose_rows=min(group.lanes, TRANSPOSER_ROWS[dtype.bits]),
                 transpose_columns=min(16, rows),
             ),
-            valid_slices=SLICES_PER_PE if p.parts > 1 else p.loaded_slices,
+            valid_slices=p.loaded_slices,
         )
 
     def _combine(self, partial: Ref) -> None:

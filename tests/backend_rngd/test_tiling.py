@@ -95,7 +95,8 @@ KEY = ProductKey(plain(4096), plain(4096), 4)
         {"tokens": 0},
         {"tokens": 17},
         {"tokens": 16},  # 128 KB of tokens
-        {"rows": 12},
+        {"rows": 12, "load_rows": 12},
+        {"rows": 4, "load_rows": 20},
         {"load_rows": 80},
         {"every_slice": False},
         {"command_chunks": 5, "load_chunks": 5},
@@ -144,7 +145,7 @@ def _all_tilings(key: ProductKey) -> list[MatmulTiling]:
         for rows in {4, 16, load}
         for load_chunks in chunks
         for command in chunks
-        for parts in (1, 2, 4, 8)
+        for parts in (shape.parts,)
         for per_row in (False, True)
         for every in (False, True)
     )

@@ -2,8 +2,10 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from furiosa_llm.backend_rngd.isa.layout import (
     CHUNK,
@@ -13,7 +15,6 @@ from furiosa_llm.backend_rngd.isa.layout import (
     RowsLayout,
     RowTableLayout,
     VectorLayout,
-    column_positions,
     features_per_slice,
     heads,
     plain,
@@ -72,7 +73,9 @@ def test_a_placed_weight_gives_the_same_product(
     positions = np.zeros(k)
     feature_at = into.feature_at()
     positions[: len(feature_at)][feature_at >= 0] = x[feature_at[feature_at >= 0]]
-    product = placed.reshape(-1, k).astype(np.float64) @ positions[column_positions(into, k)]
+    chunks = features_per_slice(into) // CHUNK
+    by_chunk = positions.reshape(-1, chunks, CHUNK).swapaxes(0, 1).reshape(chunks, -1)
+    product = np.einsum("sgcrk,ck->sgr", placed.astype(np.float64), by_chunk).reshape(-1)
     expected = weight.astype(np.float64) @ x
     out_at = out.feature_at()
     assert (product[: len(out_at)][out_at >= 0] == expected[out_at[out_at >= 0]]).all()
@@ -80,12 +83,22 @@ def test_a_placed_weight_gives_the_same_product(
     assert not product[len(out_at) :].any()
 
 
-def test_columns_meet_the_first_chunks_of_all_slices_first() -> None:
-    into = plain(3 * 64 * CHUNK)
-    columns = column_positions(into, into.positions).reshape(3, 64, CHUNK)
-    assert (columns[0, :, 0] == np.arange(64) * 3 * CHUNK).all()
-    assert (columns - columns[0] == np.arange(3)[:, None, None] * CHUNK).all()
-    assert sorted(columns.reshape(-1)) == list(range(into.positions))
+def test_sixteen_rows_are_one_run_for_each_chunk_of_k() -> None:
+    out, into = plain(2048), plain(3 * 64 * CHUNK)
+    weight = np.arange(2048 * into.positions, dtype=np.float64).reshape(2048, -1)
+    layout = RowsLayout(out=out, into=into, per_slice=32, k_padded=into.positions)
+    placed = layout.place(weight)
+    assert placed.shape == (64, 2, 3, 16, 64 * CHUNK)
+    row, chunk = 32 * 5 + 16 + 7, 2
+    columns = np.arange(64)[:, None] * 3 * CHUNK + chunk * CHUNK + np.arange(CHUNK)
+    assert (placed[5, 1, chunk, 7] == weight[row, columns.reshape(-1)]).all()
+
+
+def test_rows_and_columns_are_whole_chunks() -> None:
+    with pytest.raises(ValidationError):
+        RowsLayout(out=plain(64), into=plain(64), per_slice=8, k_padded=64)
+    with pytest.raises(ValidationError):
+        RowsLayout(out=plain(64), into=plain(64), per_slice=16, k_padded=40)
 
 
 def test_a_per_head_vector_is_repeated_over_heads() -> None:
