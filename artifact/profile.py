@@ -26,14 +26,22 @@ class Profile:
 
     machine: str
     clock_hertz: float
+    pes: int
+    """PEs of the machine."""
     timings: tuple[ProgramTiming, ...]
+    together: tuple[ProgramTiming, ...]
+    """The same buckets while every PE of the machine runs a copy: they share HBM."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in plain types; cycles and microseconds stand beside each other."""
         return {
             "machine": self.machine,
             "clock_hertz": self.clock_hertz,
-            "buckets": [_program_json(timing) for timing in self.timings],
+            "pes": self.pes,
+            "buckets": [
+                {**_program_json(timing), "all_pes": _shared_json(shared)}
+                for timing, shared in zip(self.timings, self.together, strict=True)
+            ],
         }
 
 
@@ -48,8 +56,12 @@ def profile_artifact(
     artifact = read_artifact(path)
     buckets = artifact.buckets if bucket is None else (_find(artifact, bucket),)
     loaded = load_machine(machine)
-    timings = tuple(artifact.timing(found, machine) for found in buckets)
-    return Profile(loaded.name, loaded.chip.clock_hertz, timings)
+    pes = loaded.chip.pes
+    timings, together = (
+        tuple(artifact.timing(found, machine, sharers=sharers) for found in buckets)
+        for sharers in (1, pes)
+    )
+    return Profile(loaded.name, loaded.chip.clock_hertz, pes, timings, together)
 
 
 def trace_artifact(
@@ -124,6 +136,15 @@ def _program_json(timing: ProgramTiming) -> dict[str, Any]:
         "hbm_capacity_utilization": timing.hbm_capacity_utilization,
         "contexts": dict(timing.contexts),
         "modules": [{"path": m.path, **_common_json(m)} for m in timing.modules],
+    }
+
+
+def _shared_json(timing: ProgramTiming) -> dict[str, Any]:
+    """What a run takes while every PE loads; the rest is as for one PE alone."""
+    return {
+        "cycles": timing.cycles,
+        "time_us": timing.time_us,
+        "roofline_cycles": timing.roofline_cycles,
     }
 
 

@@ -81,12 +81,15 @@ class Artifact:
         """The programs of all buckets. Raises: ART007, VEDxxx."""
         return {bucket: self.program(bucket) for bucket in self.buckets}
 
-    def timing(self, bucket: Bucket, machine: str | Path = DEFAULT_MACHINE) -> ProgramTiming:
+    def timing(
+        self, bucket: Bucket, machine: str | Path = DEFAULT_MACHINE, *, sharers: int = 1
+    ) -> ProgramTiming:
         """What one run of `bucket` takes on a machine description, given by name or file.
 
+        `sharers` PEs load from HBM at the same time.
         Raises: ART007, ART008, VEDxxx, SIMxxx.
         """
-        return time_program(self.program(bucket), load_machine(machine))
+        return time_program(self.program(bucket), load_machine(machine), sharers=sharers)
 
     def parameters(self, weights_from: Path | None = None) -> BoundParameters:
         """A source of parameters by name: the artifact's own, or those of another directory.

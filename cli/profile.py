@@ -11,6 +11,7 @@ import click
 from .progress import progress
 
 if TYPE_CHECKING:
+    from ..artifact.profile import Profile
     from ..runtime_sim.timing import ModuleTiming, ProgramTiming
 
 
@@ -49,6 +50,7 @@ def command(
         click.echo(json.dumps(profile.to_json(), indent=2))
         return
     _print_buckets(profile.machine, profile.timings)
+    _print_together(profile)
     for timing in profile.timings if bucket else ():
         _print_modules(timing)
         _print_engines(timing)
@@ -78,6 +80,15 @@ def _print_buckets(machine: str, timings: tuple[ProgramTiming, ...]) -> None:
     for name in dict.fromkeys(timing.dominant for timing in timings if timing.dominant):
         buckets = ", ".join(timing.bucket for timing in timings if timing.dominant == name)
         click.echo(f"most uncertain: {name} ({buckets})")
+
+
+def _print_together(profile: Profile) -> None:
+    """How much longer runs take when no PE is idle."""
+    shares = [
+        f"{shared.cycles / alone.cycles:.2f} x ({alone.bucket})"
+        for alone, shared in zip(profile.timings, profile.together, strict=True)
+    ]
+    click.echo(f"time while all {profile.pes} PEs run a copy: {', '.join(shares)}")
 
 
 def _print_modules(timing: ProgramTiming) -> None:

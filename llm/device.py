@@ -67,6 +67,6 @@ class SimulatedDevice:
 
     def _timing(self, bucket: Bucket) -> ProgramTiming:
         if bucket not in self._timings:
-            options = {} if self._machine is None else {"machine": self._machine}
-            self._timings[bucket] = self._artifact.timing(bucket, **options)
+            machine = () if self._machine is None else (self._machine,)
+            self._timings[bucket] = self._artifact.timing(bucket, *machine)
         return self._timings[bucket]

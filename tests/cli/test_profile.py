@@ -23,11 +23,11 @@ SPREAD = Spread({"dma.startup_cycles": (-5.0, 10.0)})
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The idle programs of `small_artifact` get times that tests know."""
 
-    def time_program(program: Program, machine: Machine) -> ProgramTiming:
+    def time_program(program: Program, machine: Machine, sharers: int) -> ProgramTiming:
         paths = ["model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
         return ProgramTiming(
             bucket=program.bucket,
-            cycles=300,
+            cycles=300 if sharers == 1 else 450,
             time_us=0.3,
             hbm_bytes=300,
             macs=21,
@@ -81,7 +81,9 @@ def test_json_has_every_layer(tmp_path: Path) -> None:
         "hbm_capacity_utilization": 0.0,
         "engines": {"dma": 270},
         "contexts": {"dma": 270, "main": 0},
+        "all_pes": {"cycles": 450, "time_us": 0.3, "roofline_cycles": 180},
     }
+    assert found["pes"] == 8
     assert modules[1] == {
         "path": "model.layers.0.mlp.up_proj",
         "cycles": 100,
@@ -106,6 +108,7 @@ def test_a_bucket_has_its_interval_its_bound_and_what_is_most_uncertain(tmp_path
     _, stdout, _ = run(tmp_path)
     expected = ["decode:4,32", "300", "-2%", "+3%", "0.3", "us", "HBM", "60.0%", "50%", "25.0%"]
     assert cells(stdout, "decode:4,32") == expected
+    assert "time while all 8 PEs run a copy: 1.50 x (prefill:1,16), 1.50 x (decode" in stdout
     assert "most uncertain: dma.startup_cycles (prefill:1,16, decode:1,32, decode:4,32)" in stdout
 
 
