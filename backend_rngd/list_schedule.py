@@ -285,8 +285,10 @@ class _Run:
     def _best(self) -> tuple[int, int, bool]:
         """(start, command, whether memory keeps one from starting) of what can start first."""
         best, blocked = (NEVER, NEVER, -1), False
-        for context in range(CONTEXTS):
+        for context in sorted(range(CONTEXTS), key=self.free.__getitem__):
             start = max(self.free[context], self.now)
+            if start > best[0]:
+                break  # nor can the contexts that are free even later start before the best
             self._open_ready(context, start)
             found = (NEVER, NEVER, -1)
             for kind, queue in enumerate(self.open[context]):

@@ -46,13 +46,13 @@ from .rngd import ON_CHIP_BYTES, AllocOp, BlockOp, DmaOp, ExecOp, RepeatOp
 LEVELS = (0, 1, 2)
 MEMORIES = tuple(ON_CHIP_BYTES)
 POLICIES = (
-    *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.94, 0.9, 0.86, 0.75, 0.5)),
-    *(Policy(by_path=True, ahead=ahead) for ahead in (1.0, 0.9, 0.75)),
-    *(Policy(by_path, patience_cycles=1000) for by_path in (False, True)),
+    *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.94, 0.88, 0.75, 0.5)),
+    *(Policy(by_path=True, ahead=ahead) for ahead in (1.0, 0.88)),
+    Policy(by_path=False, patience_cycles=1000),
 )
 """What is tried for a block: less room ahead makes longer plans that are easier to place."""
 KERNEL_POLICIES = (
-    *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.9, 0.75, 0.5)),
+    *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.75)),
     Policy(by_path=True),
 )
 """What is tried for a kernel at a time."""
@@ -159,6 +159,8 @@ class BlockProblem:
         self._block = block.body.block
         self._straights = list(_straights(self._block))
         self._turns = _turns(self._straights)
+        self._runs = [prod(r.count.value.data for r in one.inside) for one in self._straights]
+        """How often each is run."""
         self._allocs = [_allocs_of(straight.commands) for straight in self._straights]
         self._spans: dict[AllocOp, _Span] = {}
         """The straights, by number, in which a buffer is used or has to be kept."""
@@ -167,6 +169,8 @@ class BlockProblem:
                 first, last = self._kept(alloc, number) or (number, number)
                 self._spans.setdefault(alloc, _Span(first, last)).cover(first, last)
         self.stretches = [self._stretch(n, machine) for n in range(len(self._straights))]
+        pairs = zip(self._straights, self.stretches, strict=True)
+        self._kernels = [list(parts(two, list(kernels(one.commands)))) for one, two in pairs]
 
     def _kept(self, alloc: AllocOp, number: int) -> tuple[int, int] | None:
         """The straights of the repeat that uses a buffer from outside, in all its turns."""
@@ -204,22 +208,36 @@ class BlockProblem:
             leaving=kept or span.last > number,
         )
 
-    def candidates(self, level: int) -> list[list[Plan]]:
-        """Plans for all straights that the level allows, the shortest first."""
-        found = [self.serial()]
-        if level >= 1:
-            runs = [list(kernels(straight.commands)) for straight in self._straights]
-            for policy in KERNEL_POLICIES:
-                found.append(
-                    [
-                        _by_kernel(stretch, bounds, policy)
-                        for stretch, bounds in zip(self.stretches, runs, strict=True)
-                    ]
-                )
-        if level == 2:
-            for policy in POLICIES:
-                found.append([planned(stretch, policy) for stretch in self.stretches])
-        return sorted(found, key=self.cycles)
+    def best(self, level: int) -> list[Plan]:
+        """The shortest plans of a level that can be placed; none is longer than a lower level's."""
+        if level == 0:
+            return self.serial()
+        if level == 1:
+            by_kernel = [self._by_kernel(policy) for policy in KERNEL_POLICIES]
+            return self._first_placeable([*by_kernel, self.serial()])
+        whole = [[planned(one, policy) for one in self.stretches] for policy in POLICIES]
+        plans = self._first_placeable([*whole, self.serial()])
+        if self.cycles(plans) > self._least_by_kernel():
+            plans = self._first_placeable([plans, self.best(1)])
+        return plans
+
+    def _first_placeable(self, candidates: list[list[Plan]]) -> list[Plan]:
+        """In the order of their length; the last one if there is none."""
+        in_order_of_length = sorted(candidates, key=self.cycles)
+        return next(
+            (plans for plans in in_order_of_length if self.can_place(plans)), candidates[-1]
+        )
+
+    def _by_kernel(self, policy: Policy) -> list[Plan]:
+        return [
+            _one_after_another([planned(kernel, policy) for kernel in found])
+            for found in self._kernels
+        ]
+
+    def _least_by_kernel(self) -> int:
+        """Cycles that no plan of level 1 undercuts."""
+        least = [sum(map(least_makespan, found)) for found in self._kernels]
+        return sum(n * cycles for n, cycles in zip(self._runs, least, strict=True))
 
     def serial(self) -> list[Plan]:
         """Program order: what can be placed if anything can."""
@@ -227,8 +245,7 @@ class BlockProblem:
 
     def cycles(self, plans: Sequence[Plan]) -> int:
         """Of the whole block, all turns of its repeats counted."""
-        turns = [prod(r.count.value.data for r in straight.inside) for straight in self._straights]
-        return sum(n * plan.makespan for n, plan in zip(turns, plans, strict=True))
+        return sum(n * plan.makespan for n, plan in zip(self._runs, plans, strict=True))
 
     def can_place(self, plans: Sequence[Plan]) -> bool:
         """Write the lifetimes, and see whether all buffers find room."""
@@ -285,12 +302,6 @@ def planned(stretch: Stretch, policy: Policy) -> Plan:
     plan = list_schedule(stretch, policy)
     assert plan is not None, policy
     return plan
-
-
-def _by_kernel(stretch: Stretch, runs: Sequence[tuple[int, int]], policy: Policy) -> Plan:
-    """Kernels, given by their bounds, one after the other."""
-    plans = [planned(part, policy) for part in parts(stretch, runs)]
-    return _one_after_another(plans)
 
 
 def improved(stretch: Stretch, plan: Plan, ahead: float = 1.0) -> Plan:
@@ -373,8 +384,7 @@ def _one_after_another(plans: Sequence[Plan]) -> Plan:
 def _schedule_block(block: BlockOp, level: int, machine: Machine) -> None:
     """Take the shortest plan that can be placed; program order can be, or nothing can."""
     problem = BlockProblem(block, machine)
-    candidates = problem.candidates(level)
-    plans = next((plans for plans in candidates if problem.can_place(plans)), problem.serial())
+    plans = problem.best(level)
     if level == 2:
         pairs = zip(problem.stretches, plans, strict=True)
         better = [improved(stretch, plan) for stretch, plan in pairs]
