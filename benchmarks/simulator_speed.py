@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 
 PREFILL = ((1, 512), (1, 1024))
 DECODE = ((1, 2048), (8, 2048), (16, 2048), (64, 2048), (128, 2048))
+PRODUCTS = ((4096, 4096), (4096, 1024), (4096, 14336), (14336, 4096), (4096, 128256))
+"""K and N of the model's products."""
+TOKENS = (1, 8, 64, 128, 512)
+CACHING_MODULES = (
+    "furiosa_llm.backend_rngd.isa",
+    "furiosa_llm.backend_rngd.tiling_search",
+    "furiosa_llm.runtime_sim",
+)
 STEP_SECONDS = 0.5
 ARTIFACT_SECONDS = 5.0
 SEARCH_SECONDS = 1.0
@@ -48,7 +57,22 @@ def main() -> None:
         print(f"compiled {bucket.name} in {perf_counter() - began:.1f} s", file=sys.stderr)
     step = programs[Bucket.decode(1, 2048).name]
     verdict("timing a decode step", time_all([step], machine), STEP_SECONDS)
+    searches = sorted(search_seconds(machine))
+    verdict("the slowest tiling search", searches[-1], SEARCH_SECONDS)
+    verdict("the median tiling search", searches[len(searches) // 2], SEARCH_SECONDS)
     verdict("timing seven buckets", time_all(list(programs.values()), machine), ARTIFACT_SECONDS)
+
+
+def search_seconds(machine: Machine) -> Iterator[float]:
+    """For each distinct product of the model and each number of tokens."""
+    from furiosa_llm.backend_rngd.isa.layout import plain
+    from furiosa_llm.backend_rngd.tiling_search import ProductKey, search
+
+    for k, n in PRODUCTS:
+        for tokens in TOKENS:
+            forget()
+            key = ProductKey(plain(k), plain(n), tokens)
+            yield timed(partial(search, key, machine))[0]
 
 
 def time_all(programs: Sequence[Program], machine: Machine) -> float:
@@ -62,9 +86,9 @@ def time_all(programs: Sequence[Program], machine: Machine) -> float:
 
 
 def forget() -> None:
-    """Empty the caches of plans and costs."""
+    """Empty the caches of plans, costs and searches."""
     for name, module in list(sys.modules.items()):
-        if name.startswith(("furiosa_llm.backend_rngd.isa", "furiosa_llm.runtime_sim")):
+        if name.startswith(CACHING_MODULES):
             for function in vars(module).values():
                 if hasattr(function, "cache_clear"):
                     function.cache_clear()
