@@ -1,0 +1,147 @@
+"""Print published measurements beside what the cycle model says.
+
+    python benchmarks/fidelity [--rows FILE ...] [--tp 8] [--json]
+
+Without `--rows` these are the rows of `benchmarks/silicon`, the fit of the constants in
+machines/silicon.yaml is done again, and the errors of groups that a fit has not seen are printed
+beside. docs/fidelity.md explains the mappings and the constants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a folder: the package is `fidelity`, beside the other benchmarks
+    __package__ = "fidelity"
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from furiosa_llm.backend_rngd.isa.machine import DEFAULT_MACHINE, Machine, load_machine
+
+from .fit import STARTUP, Fitter
+from .predict import Prediction, Summary, predict, programs
+from .rows import SILICON, read_rows
+
+KINDS = ("dense", "attention", "load-rate")
+GOALS = {"dense": 0.10, "attention": 0.20, "load-rate": 0.10}
+"""Mean absolute error to stay below."""
+
+
+def main() -> None:
+    options = _options()
+    started = time.perf_counter()
+    machine = load_machine(options.machine)
+    paths = options.rows or sorted(SILICON.glob("*.csv"))
+    rows = [row for path in paths for row in read_rows(path, options.tp)]
+    decoded = programs(rows)
+    predictions = predict(rows, decoded, machine, options.tp)
+    fitter = None if options.rows else Fitter(rows, decoded, machine)
+    seconds = time.perf_counter() - started
+    if options.json:
+        print(json.dumps(_table(predictions, fitter, machine, seconds), indent=1))
+        return
+    _print_rows(predictions)
+    _print_summaries(predictions)
+    if fitter is not None:
+        _print_fit(fitter, machine)
+    print(f"\n{seconds:.0f} s")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=Path, nargs="+", help="CSV files instead of our own")
+    parser.add_argument(
+        "--tp", type=int, default=1, help="PEs that share each layer and load at the same time"
+    )
+    parser.add_argument("--machine", default=DEFAULT_MACHINE, help="name or file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    if options.tp not in (1, 2, 4, 8):
+        parser.error("--tp is 1, 2, 4 or 8")
+    return options
+
+
+def _print_rows(predictions: Sequence[Prediction]) -> None:
+    print(f"{'row':22}{'measured':>10}{'predicted':>11}{'interval':>22}{'error':>8}  in  range of")
+    for p in predictions:
+        digits = 3 if p.row.kind == "load-rate" else 1
+        interval = f"{p.low:.{digits}f} .. {p.high:.{digits}f}"
+        print(
+            f"{p.row.name:22}{p.measured:10.{digits}f}{p.value:11.{digits}f}{interval:>22}"
+            f"{p.error:8.1%}  {'yes' if p.inside else 'no ':3} {p.dominant}"
+        )
+    print("(us between launch and finish; load rates relative to the mean of their rows)")
+
+
+def _of_kind(predictions: Sequence[Prediction], kind: str) -> list[Prediction]:
+    return [p for p in predictions if p.row.kind == kind]
+
+
+def _print_summaries(predictions: Sequence[Prediction]) -> None:
+    print(f"\n{'kind':12}{'rows':>5}{'mean error':>12}{'goal':>7}{'rank corr.':>12}", end="")
+    print(f"{'inside':>9}{'median width':>14}")
+    for kind in (*KINDS, "all"):
+        own = list(predictions) if kind == "all" else _of_kind(predictions, kind)
+        if own:
+            s = Summary.of(own)
+            goal = f"{GOALS[kind]:.0%}" if kind in GOALS else ""
+            print(
+                f"{kind:12}{s.rows:5}{s.mean_error:12.1%}{goal:>7}{s.rank_correlation:12.3f}"
+                f"{s.inside:9.0%}{s.median_width:14.0%}"
+            )
+
+
+def _print_fit(fitter: Fitter, machine: Machine) -> None:
+    fit, free, own = fitter.fit(), fitter.fit_with_clock(), machine.parameters[STARTUP]
+    print(
+        f"\nfitted to all dense and attention rows: {STARTUP} {fit.startup_cycles}"
+        f" (mean error {fit.error:.1%}); {machine.name}.yaml: {own.value} [{own.low}, {own.high}]"
+        f"\nwith the clock free: {free.startup_cycles} at {free.clock_ghz:.3f} GHz"
+        f" (mean error {free.error:.1%})"
+    )
+    print(f"\n{'left out':16}{'rows':>5}{'startup':>9}{'their error':>13}")
+    for left in fitter.leave_one_group_out():
+        print(f"{left.group:16}{left.rows:5}{left.startup_cycles:9}{left.error:13.1%}")
+
+
+def _table(
+    predictions: Sequence[Prediction], fitter: Fitter | None, machine: Machine, seconds: float
+) -> dict[str, Any]:
+    kinds = [kind for kind in KINDS if _of_kind(predictions, kind)]
+    table: dict[str, Any] = {
+        "machine": machine.name,
+        "rows": [
+            {
+                "kind": p.row.kind,
+                "group": p.row.group,
+                "name": p.row.name,
+                "measured": p.measured,
+                "predicted": p.value,
+                "low": p.low,
+                "high": p.high,
+                "cycles": p.cycles,
+                "error": p.error,
+                "inside": p.inside,
+                "dominant": p.dominant,
+            }
+            for p in predictions
+        ],
+        "summary": {kind: asdict(Summary.of(_of_kind(predictions, kind))) for kind in kinds}
+        | {"all": asdict(Summary.of(predictions))},
+        "seconds": seconds,
+    }
+    if fitter is not None:
+        table["fit"] = asdict(fitter.fit())
+        table["fit_with_clock"] = asdict(fitter.fit_with_clock())
+        table["left_out"] = [asdict(left) for left in fitter.leave_one_group_out()]
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The fit behind machines/silicon.yaml: one constant, the same for all rows.
+
+`dma.startup_cycles` is the one with the smallest mean absolute error over all dense and attention
+rows, at the documented clock, found on a grid. Cycles are timed from the bytes at three startups
+and interpolated between them. With one group of rows left out the fit is repeated, and the group
+predicted by a constant that has not seen it. A fit with the clock free as well tells whether the
+documented clock is the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from furiosa_llm.backend_rngd.isa.container import Program
+from furiosa_llm.backend_rngd.isa.machine import Machine
+
+from .predict import work_cycles
+from .rows import Row
+
+STARTUP = "dma.startup_cycles"
+TIMED = (450, 625, 800)
+"""Startups at which rows are timed."""
+STARTUPS = np.arange(450, 801, 5)
+CLOCKS_GHZ = np.arange(180, 221) / 200
+DOCUMENTED = 20
+"""Where 1 GHz stands in `CLOCKS_GHZ`."""
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Constants and the mean absolute error of the rows that they were chosen for."""
+
+    startup_cycles: int
+    clock_ghz: float
+    error: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A group of rows predicted by the constant that the other groups ask for."""
+
+    group: str
+    rows: int
+    startup_cycles: int
+    error: float
+
+
+class Fitter:
+    """Timed rows; fits are arithmetic on their cycles."""
+
+    def __init__(self, rows: Sequence[Row], decoded: Sequence[Program], machine: Machine) -> None:
+        pairs = [
+            (row, program)
+            for row, program in zip(rows, decoded, strict=True)
+            if row.kind != "load-rate"
+        ]
+        self._groups = [row.group for row, _ in pairs]
+        measured = np.array([row.measured for row, _ in pairs])
+        machines = [machine.replace(STARTUP, startup) for startup in TIMED]
+        cycles = [[work_cycles(program, other) for other in machines] for _, program in pairs]
+        at = np.array([np.interp(STARTUPS, TIMED, row) for row in cycles])
+        us = at[:, :, None] / (CLOCKS_GHZ * 1e3)
+        self._errors: Array = np.abs(us / measured[:, None, None] - 1)
+        """[row, startup, clock]"""
+
+    def fit(self, without: str | None = None) -> Fit:
+        """The startup for all rows, or for all but one group's, at the documented clock."""
+        used = self._errors[[group != without for group in self._groups]].mean(axis=0)
+        i = int(used[:, DOCUMENTED].argmin())
+        return Fit(int(STARTUPS[i]), 1.0, float(used[i, DOCUMENTED]))
+
+    def fit_with_clock(self) -> Fit:
+        """Startup and clock together, for all rows."""
+        errors = self._errors.mean(axis=0)
+        i, j = np.unravel_index(int(errors.argmin()), errors.shape)
+        return Fit(int(STARTUPS[i]), float(CLOCKS_GHZ[j]), float(errors[i, j]))
+
+    def leave_one_group_out(self) -> list[LeftOut]:
+        """Each group in the order of its first row."""
+        return [self._left_out(group) for group in dict.fromkeys(self._groups)]
+
+    def _left_out(self, group: str) -> LeftOut:
+        startup = self.fit(without=group).startup_cycles
+        i = int(np.abs(STARTUPS - startup).argmin())
+        own = self._errors[[g == group for g in self._groups]][:, i, DOCUMENTED]
+        return LeftOut(group, len(own), startup, float(own.mean()))

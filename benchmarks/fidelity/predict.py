@@ -1,0 +1,162 @@
+"""Times of rows, from the bytes of their mappings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import correlation, mean, median
+
+from furiosa_llm.backend_rngd.isa.container import Program, read_program
+from furiosa_llm.backend_rngd.isa.machine import Machine
+from furiosa_llm.runtime_sim.timing import ProgramTiming, time_program
+
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A row's value with its interval; load rates are relative to the mean of their rows."""
+
+    row: Row
+    measured: float
+    value: float
+    low: float
+    high: float
+    cycles: int
+    """Without launch and finish, which a union of commands' times does not hold."""
+    dominant: str | None
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, as a share of the measurement."""
+        return self.value / self.measured - 1
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= self.measured <= self.high
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.value
+
+
+def programs(rows: Sequence[Row]) -> list[Program]:
+    """What a loader would read: the rows' binaries, decoded."""
+    return [read_program(row.build()) for row in rows]
+
+
+def work_cycles(program: Program, machine: Machine) -> int:
+    """Cycles between launch and finish, without intervals."""
+    return time_program(program, exact(machine)).cycles - _frame_cycles(machine)
+
+
+@functools.cache
+def exact(machine: Machine) -> Machine:
+    """The machine with all its numbers taken as exact: quicker to time."""
+    for path, parameter in machine.parameters.items():
+        if isinstance(parameter.value, int | float) and parameter.low != parameter.high:
+            machine = machine.replace(path, parameter.value)
+    return machine
+
+
+def predict(
+    rows: Sequence[Row], decoded: Sequence[Program], machine: Machine, sharers: int
+) -> list[Prediction]:
+    """Each row's prediction on `machine` while `sharers` PEs load from HBM."""
+    found = [
+        _time(row, program, machine, sharers) for row, program in zip(rows, decoded, strict=True)
+    ]
+    rates = [p for p in found if p.row.kind == "load-rate"]
+    times = [p for p in found if p.row.kind != "load-rate"]
+    return [*times, *_relative(rates)]
+
+
+def _frame_cycles(machine: Machine) -> int:
+    return machine.control.launch_cycles + machine.control.finish_cycles
+
+
+def _time(row: Row, program: Program, machine: Machine, sharers: int) -> Prediction:
+    """One PE's time, and never less than its share of HBM allows.
+
+    Sharers do not start their commands together, so startups hide in the others' transfers.
+    """
+    timing = time_program(program, machine)
+    frame = _frame_cycles(machine)
+    cycles = timing.cycles - frame
+    if sharers > 1:
+        shared = time_program(program, machine, sharers=sharers)
+        cycles = max(cycles, shared.roofline_cycles)
+    us = machine.microseconds(frame)
+    alone, value = timing.time_us - us, machine.microseconds(cycles)
+    return Prediction(
+        row,
+        row.measured,
+        value,
+        timing.low_us - us,
+        value * (timing.high_us - us) / alone,
+        cycles,
+        _dominant(timing, machine),
+    )
+
+
+def _dominant(timing: ProgramTiming, machine: Machine) -> str | None:
+    """The number whose range matters most; the clock's range changes all of a time."""
+    clock = machine.parameters["chip.clock_hertz"]
+    assert clock.low is not None
+    most = max((abs(c) for ends in timing.spread.changes.values() for c in ends), default=0.0)
+    by_clock = timing.cycles * (machine.chip.clock_hertz / clock.low - 1)
+    return "chip.clock_hertz" if by_clock > most else timing.dominant
+
+
+def _relative(rates: Sequence[Prediction]) -> list[Prediction]:
+    """Times as rates, both sides divided by their means: how many PEs took part is unknown."""
+    if not rates:
+        return []
+    measured = mean(p.measured for p in rates)
+    level = mean(p.row.moved_bytes / p.cycles for p in rates)
+
+    def scaled(p: Prediction) -> Prediction:
+        value = p.row.moved_bytes / p.cycles / level
+        fast, slow = p.value / p.low, p.value / p.high
+        return Prediction(
+            p.row, p.measured / measured, value, value * slow, value * fast, p.cycles, p.dominant
+        )
+
+    return [scaled(p) for p in rates]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of the rows of one kind."""
+
+    rows: int
+    mean_error: float
+    rank_correlation: float
+    """Spearman's."""
+    inside: float
+    median_width: float
+
+    @staticmethod
+    def of(predictions: Sequence[Prediction]) -> Summary:
+        return Summary(
+            len(predictions),
+            mean(abs(p.error) for p in predictions),
+            _rank_correlation(predictions),
+            mean(p.inside for p in predictions),
+            median(p.width for p in predictions),
+        )
+
+
+def _rank_correlation(predictions: Sequence[Prediction]) -> float:
+    """Correlation of the ranks, equal values sharing theirs; 1 where there is no order."""
+    ranks = [_ranks([p.value for p in predictions]), _ranks([p.measured for p in predictions])]
+    if len(predictions) < 2 or len(set(ranks[0])) == 1:
+        return 1.0
+    return correlation(*ranks)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [
+        sum(v < value for v in values) + sum(v == value for v in values) / 2 for value in values
+    ]

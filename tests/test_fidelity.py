@@ -1,0 +1,131 @@
+"""The cycle model against published measurements: the claims of docs/fidelity.md, on some rows.
+
+`benchmarks/fidelity` checks all of them in about a minute; here are the rows that build quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from furiosa_llm.backend_rngd.isa.container import read_program
+from furiosa_llm.backend_rngd.isa.ordering import check_order
+
+ROOT = Path(__file__).resolve().parent.parent
+SILICON = ROOT / "benchmarks" / "silicon"
+QUICK = {
+    "rngd_pe_dense_tp1.csv": (
+        "o_proj,1,",
+        "o_proj,128,",
+        "o_proj,256,",
+        "qkv_proj,16,",
+        "qkv_proj,128,",
+        "down_proj,16,",
+        "layernorm,512,",
+        "act_fn,512,",
+        "rotary_emb,512,",
+        "embedding,512,",
+    ),
+    "rngd_pe_attention_tp1.csv": ("0,1,1024,", "0,8,1024,", "0,32,128,", "256,0,0,"),
+    "rngd_misc.csv": ("HBM to DM load rate,",),
+}
+
+
+def fidelity(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "fidelity"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("rows")
+    for name, starts in QUICK.items():
+        header, *lines = (SILICON / name).read_text().splitlines()
+        chosen = [line for line in lines if line.startswith(starts)]
+        (folder / name).write_text("\n".join([header, *chosen]) + "\n")
+    ran = fidelity("--json", "--rows", *folder.glob("*.csv"))
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("dense", 10), ("attention", 4), ("load-rate", 5)])
+def test_errors_stay_below_what_the_docs_claim(table: dict[str, Any], kind: str, rows: int) -> None:
+    summary = table["summary"][kind]
+    assert summary["rows"] == rows
+    assert summary["mean_error"] < {"dense": 0.10, "attention": 0.20, "load-rate": 0.10}[kind]
+
+
+def test_intervals_hold_most_rows_and_are_narrow_enough(table: dict[str, Any]) -> None:
+    assert table["summary"]["all"]["inside"] >= 0.8
+    assert table["summary"]["all"]["median_width"] <= 0.4
+    assert all(row["low"] < row["predicted"] < row["high"] for row in table["rows"])
+    assert all(row["dominant"] for row in table["rows"])
+
+
+def test_eight_pes_share_a_layer_and_the_hbm(tmp_path: Path) -> None:
+    """A shard has an eighth of the weights and a ninth or so of the time, never less."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("layer,tokens,time_us\no_proj,1,170\nqkv_proj,1,260\n")
+    times = {
+        tp: [r["predicted"] for r in json.loads(ran.stdout)["rows"]]
+        for tp in (1, 8)
+        for ran in [fidelity("--json", "--tp", str(tp), "--rows", rows)]
+    }
+    for whole, shard in zip(times[1], times[8], strict=True):
+        assert whole / 8 < shard < whole / 5
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("layer,tokens,time_us\nlm_head,1,5\n", "no mapping for ['lm_head']"),
+        ("a,b\n1,2\n", "columns ['a', 'b']"),
+    ],
+)
+def test_unknown_rows_are_refused(tmp_path: Path, text: str, cause: str) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(text)
+    ran = fidelity("--rows", rows)
+    assert ran.returncode == 1
+    assert cause in ran.stderr
+
+
+def benchmark(module: str) -> Any:
+    """A module of the benchmark, which is no installed package."""
+    folder = ROOT / "benchmarks" / "fidelity"
+    if "fidelity_benchmark" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "fidelity_benchmark", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        sys.modules["fidelity_benchmark"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"fidelity_benchmark.{module}")
+
+
+MAPPINGS: dict[str, tuple[str, Callable[[Any], bytes]]] = {
+    "product": ("linear", lambda m: m.linear(4096, 1024, 40)),
+    "product, K in tiles": ("linear", lambda m: m.linear(8192, 512, 70)),
+    "product, tiles in a repeat": ("linear", lambda m: m.linear(1024, 28672, 512)),
+    "norm": ("vector", lambda m: m.norm(4096, 600)),
+    "activation": ("vector", lambda m: m.activation(14336, 100)),
+    "rotary": ("vector", lambda m: m.rotary((4096, 1024), 128, 500)),
+    "embedding": ("vector", lambda m: m.embedding(4096, 1000, 100)),
+    "decode": ("attention", lambda m: m.decode(m.Heads(32, 8, 128), 3, 700)),
+    "decode, long": ("attention", lambda m: m.decode(m.Heads(4, 1, 128), 2, 20000)),
+    "prefill": ("attention", lambda m: m.prefill(m.Heads(32, 8, 128), 300)),
+}
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_mappings_are_ordered_programs(name: str) -> None:
+    module, build = MAPPINGS[name]
+    check_order(read_program(build(benchmark(module))))
