@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given, settings
 from timed_programs import BOOK, add, block_cycles, bodies, cycles, load, program
 
-from furiosa_llm.backend_rngd.isa.container import (
-    read_program,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import Program, Region, read_program, write_program
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost, uses_vector_engine
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.expand import expand_commands
@@ -199,6 +196,54 @@ def test_utilisation_is_a_share_of_what_one_pe_can_do() -> None:
     timing = time_program(program(load(), product, macs=1_000_000), BOOK)
     assert timing.hbm_utilization == timing.hbm_bytes / (timing.cycles * 256)
     assert timing.mac_utilization == 1_000_000 / (timing.cycles * 64 * 8 * 32)
+
+
+def test_a_module_is_bound_by_what_is_busy_most() -> None:
+    product = Exec(
+        head=Head(Context.MAIN),
+        counters=(Counter(640, a=64, commit=8), Counter(16, fate=Fate.MSUM, trf=64)),
+        a=Port(),
+        stream=Stream(run=32),
+        contraction=Contraction(lanes=1),
+        commit_port=Port(base=65536, dtype=DType.F32),
+        commit=Commit(),
+    )
+    commands: dict[str, Exec | Dma] = {
+        "bytes": load(8192),
+        "words": add(4096),
+        "products": product,
+        "pieces": replace(load(640), run=32),
+        "little": add(1),
+    }
+    rows = {
+        path: next(r for r in time_program(program(c), BOOK).modules if r.path == "layer")
+        for path, c in commands.items()
+    }
+    assert {path: row.bound for path, row in rows.items()} == {
+        "bytes": "HBM",
+        "words": "vector",
+        "products": "MAC",
+        "pieces": "DMA issue",
+        "little": "latency",
+    }
+    assert rows["bytes"].roofline_cycles == 8192
+    assert rows["words"].engines["vector"] == 2 * 4096
+
+
+def test_hidden_commands_keep_their_engines_busy() -> None:
+    timing = time_program(program(load(4096), add(64, provenance=1), paths=("load", "add")), BOOK)
+    (hidden,) = (row for row in timing.modules if row.path == "layer.add")
+    assert (hidden.cycles, hidden.engines["vector"]) == (0, 128)
+    assert timing.engines["vector"] == 128
+
+
+def test_a_pe_has_its_part_of_hbm() -> None:
+    region = Region(name="scratch", scratch_bytes=1 << 30)
+    small = program(add())
+    large = Program(small.header.model_copy(update={"regions": (region,)}), small.commands)
+    for sharers, share in ((1, 1 / 48), (8, 8 / 48)):
+        timing = time_program(large, BOOK, sharers=sharers)
+        assert timing.hbm_capacity_utilization == pytest.approx(share)
 
 
 # --- against a plain simulation ---
