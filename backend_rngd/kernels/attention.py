@@ -6,8 +6,8 @@ the first product, query rows stand in the register file; values are the stream 
 probabilities stand in the register file.
 
 A tile of query rows walks the keys that it sees in segments, each with a softmax of its own; what
-causality hides from all its rows is not walked. The second product divides by the sums when there
-is one segment with one tile of values; else `attention_merge` joins the results.
+causality hides from all its rows is not walked. With one segment the second product divides by the
+sums; else `attention_merge` joins the results.
 
 Rows of one (sequence, kv head) are its G query heads times T tokens: row g · T + t, lanes along t;
 with one token, lanes along g. Rows are padded to whole lanes with copies of the last head.
@@ -50,7 +50,7 @@ from .attention_tiling import (
 from .attention_work import Work
 
 NO_LOOP = Index(0, None)
-STRAIGHT_ROUNDS = 8
+STRAIGHT_ROUNDS = 4
 """Rounds alike that are written out."""
 LOOP_ROUNDS = 4
 """Rounds of a loop's body where there are more: the loop's fence costs a few percent of them."""
@@ -189,7 +189,7 @@ class _RoundKernel:
     def run(self) -> None:
         kept = None
         if self.turn.keys * 4 * self.head_dim <= KEY_TILE_BYTES:
-            kept = self._load(Span(0, self.turn.keys), keys=True, values=True)
+            kept = self._load(Span(0, self.turn.keys))
         shared = Shared(
             self.whole.scale,
             self._load,
@@ -238,28 +238,27 @@ class _RoundKernel:
 
     # --- keys and values ---
 
-    def _load(self, span: Span, *, keys: bool, values: bool) -> Tile:
-        """Keys, values or both from the cache, what may not be read zero."""
-        turn, half = self.turn, 2 * self.head_dim
-        start, pitch = (0 if keys else half), half * (keys + values)
+    def _load(self, span: Span) -> Tile:
+        """Keys and values from the cache, what may not be read zero."""
+        turn, pitch = self.turn, 4 * self.head_dim
         buffer = self.work.alloc(span.count * pitch, "keys_values")
         table = self.work.at(self.inputs.block_table, self.inputs.table_row_bytes)
         runs = [(span.count // KEY_UNIT, 0, KEY_UNIT * pitch, turn.unit * 4)]
         runs += [(KEY_UNIT, 0, pitch, 4)]
         head_bytes = turn.splits * SLICE_ADDRESS_BYTES
+        # A slot's heads follow each other: one run in HBM, however many slices they go to.
         self.emit.gather(
             [
                 (turn.sequences, 0, turn.kv_heads * head_bytes, self.inputs.table_row_bytes),
-                (turn.kv_heads, 2 * half, head_bytes, 0),
                 (turn.splits, 0, SLICE_ADDRESS_BYTES, KEY_UNIT * 4),
                 *(runs if turn.splits > 1 else [(span.count, 0, pitch, 4)]),
+                (turn.kv_heads, pitch, head_bytes, 0),
             ],
             pitch,
-            self.inputs.cache.at(turn.first_head * 2 * half + start),
+            self.inputs.cache.at(turn.first_head * pitch),
             buffer,
             index=table.at(span.first * turn.splits * 4),
-            row_bytes=self.whole.kv_heads * 2 * half,
+            row_bytes=self.whole.kv_heads * pitch,
         )
         attention_masks.apply_select(self.work, self.masks, buffer, pitch, span)
-        value_ref = buffer.at(pitch - half) if values else None
-        return Tile(span, pitch, buffer if keys else None, value_ref)
+        return Tile(span, pitch, buffer)

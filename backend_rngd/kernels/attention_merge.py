@@ -35,13 +35,12 @@ ONE = (bits(1.0), 0, 0)
 
 @dataclass(frozen=True)
 class Partial:
-    """Statistics f32 [segment][row] and results f32 [segment][part][row][head_dim] in memory."""
+    """Statistics f32 [segment][row] and results f32 [segment][row][head_dim] in memory."""
 
     maxima: Ref
     sums: Ref
     results: Ref
     segments: int
-    parts: int
 
     def statistics(self, segment: int, rows: Rows) -> tuple[Ref, Ref]:
         """Where a segment's maxima and sums are."""
@@ -124,7 +123,7 @@ def shares(work: Work, rows: Rows, partial: Partial) -> Ref:
 def weighted(
     work: Work, rows: Rows, partial: Partial, factors: Ref, out: Ref, out_dtype: DType
 ) -> None:
-    """Σ factor · results over all segments and parts: [row][head_dim]."""
+    """Σ factor · results over all segments: [row][head_dim]."""
     row_bytes = 4 * work.head_dim
     size_bytes = rows.count * row_bytes
     out_bytes = out_dtype.bytes_for(work.head_dim)
@@ -133,13 +132,7 @@ def weighted(
         [
             Counter(rows.count, a=row_bytes, vrf=4, commit=out_bytes),
             Counter(work.head_dim // RUN, a=4 * RUN, commit=out_dtype.bytes_for(RUN)),
-            Counter(
-                partial.segments,
-                fate=Fate.VSUM,
-                a=partial.parts * size_bytes,
-                vrf=rows.count * 4,
-            ),
-            Counter(partial.parts, fate=Fate.VSUM, a=size_bytes),
+            Counter(partial.segments, fate=Fate.VSUM, a=size_bytes, vrf=rows.count * 4),
         ],
         Stream(RUN),
         a=partial.results,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from ..emitter import Ref, bits
 from ..isa.dtypes import DType
@@ -42,19 +41,15 @@ ROWS_AT_ONCE = (4, 2, 1)
 
 @dataclass(frozen=True)
 class Tile:
-    """Keys of each slice in memory, `pitch` bytes apart; K, V or both of each."""
+    """[key][K | V] of each slice in memory, `pitch` bytes apart."""
 
     span: Span
     pitch: int
-    keys: Ref | None = None
-    values: Ref | None = None
+    ref: Ref
 
     def part(self, span: Span) -> Tile:
         """Some of the keys."""
-        skip = (span.first - self.span.first) * self.pitch
-        keys = self.keys.at(skip) if self.keys else None
-        values = self.values.at(skip) if self.values else None
-        return Tile(span, self.pitch, keys, values)
+        return Tile(span, self.pitch, self.ref.at((span.first - self.span.first) * self.pitch))
 
 
 @dataclass(frozen=True)
@@ -65,18 +60,13 @@ class Probabilities:
     trf: Ref
 
 
-class Load(Protocol):
-    """Brings keys, values or both into memory."""
-
-    def __call__(self, span: Span, *, keys: bool, values: bool) -> Tile: ...
-
-
 @dataclass(frozen=True)
 class Shared:
     """What all tiles of rows of a round use."""
 
     scale: float
-    load: Load
+    load: Callable[[Span], Tile]
+    """Brings keys and values into memory."""
     kept: Tile | None
     """All keys and values of the round, if they fit."""
     masks: Masks
@@ -116,15 +106,8 @@ class RowsKernel:
             return attended
         inverse = self.work.alloc(self.rows.count * 4, "inverse_sums")
         maxima = self.work.alloc(self.rows.count * 4, "maxima")
-        p, tiles = self._softmax(self.plan.spans[0], maxima, inverse, invert=True)
-        if self.plan.parts == 1:
-            vrf = self.work.vrf(inverse, self.rows.count, "inverse_sums")
-            for tile in tiles:
-                self._weigh(tile, p, attended, vrf)
-            return attended
-        partial = self._partial(1)
-        self._weigh_tiles(tiles, p, partial, 0)
-        attention_merge.weighted(self.work, self.rows, partial, inverse, attended, DType.BF16)
+        p, tile = self._softmax(self.plan.spans[0], maxima, inverse, invert=True)
+        self._weigh(tile, p, attended, self.work.vrf(inverse, self.rows.count, "inverse_sums"))
         return attended
 
     def _merge_segments(self, attended: Ref) -> None:
@@ -135,8 +118,8 @@ class RowsKernel:
             now, left = left[: partial.segments - carried], left[partial.segments - carried :]
             for i, span in enumerate(now, carried):
                 maxima, sums = partial.statistics(i, self.rows)
-                p, tiles = self._softmax(span, maxima, sums, invert=False)
-                self._weigh_tiles(tiles, p, partial, i)
+                p, tile = self._softmax(span, maxima, sums, invert=False)
+                self._weigh(tile, p, partial.results.at(i * self.part_bytes), None)
             if not left:
                 break
             following, carried = self._partial(min(together, len(left) + 1)), 1
@@ -152,49 +135,26 @@ class RowsKernel:
         return Partial(
             self.work.alloc(count * self.rows.count * 4, "maxima"),
             self.work.alloc(count * self.rows.count * 4, "sums"),
-            self.work.alloc(count * self.plan.parts * self.part_bytes, "weighted_values"),
+            self.work.alloc(count * self.part_bytes, "weighted_values"),
             count,
-            self.plan.parts,
         )
-
-    def _weigh_tiles(
-        self, tiles: Iterable[Tile], p: Probabilities, partial: Partial, i: int
-    ) -> None:
-        """The results of segment i."""
-        for part, tile in enumerate(tiles):
-            place = partial.results.at((i * self.plan.parts + part) * self.part_bytes)
-            self._weigh(tile, p, place, None)
 
     # --- softmax of a segment ---
 
     def _softmax(
         self, span: Span, maxima: Ref, sums: Ref, *, invert: bool
-    ) -> tuple[Probabilities, Iterable[Tile]]:
-        """Probabilities of the span's keys, not normalised, and the tiles of its values.
+    ) -> tuple[Probabilities, Tile]:
+        """Probabilities of the span's keys, not normalised, and the tile with its values.
 
         `sums` gets the sums of the probabilities as rounded, or their inverse.
         """
-        load = self.shared.load
-        both = self.shared.kept.part(span) if self.shared.kept else None
-        if both is None and self.plan.tiles == 0:
-            both = load(span, keys=True, values=True)
+        tile = self.shared.kept.part(span) if self.shared.kept else self.shared.load(span)
         scores = self.work.alloc(span.count * self.rows.count * 4, "scores")
-        tiles = (
-            [both]
-            if both
-            else (load(part, keys=True, values=False) for part in span.parts(self.plan.tiles))
-        )
-        for tile in tiles:
-            self._scores(tile, scores.at((tile.span.first - span.first) * self.rows.count * 4))
+        self._scores(tile, scores)
         self._row_maxima(span, scores, maxima)
         p = self._fill(span, self._exponentials(span, scores, maxima))
         self._row_sums(p, sums, invert=invert)
-        values = (
-            [both]
-            if both
-            else (load(part, keys=False, values=True) for part in span.parts(self.plan.tiles))
-        )
-        return p, values
+        return p, tile
 
     def _scores(self, tile: Tile, scores: Ref) -> None:
         """[key][row] f32: scale · q · k, with a bias where keys may be hidden."""
@@ -222,7 +182,6 @@ class RowsKernel:
     def _score_keys(self, tile: Tile, scores: Ref, bias: Ref | None) -> None:
         """The product for some keys; `bias` is [key] for one token, else [key][token]."""
         rows, packet, head_bytes = self.rows, self.packet, 2 * self.work.head_dim
-        assert tile.keys is not None
         op = VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0)
         if bias is not None:
             op = VectorOp(Alu.FMA, Op.FMA, y=Source.IMM0, z=Source.VRF)
@@ -253,7 +212,7 @@ class RowsKernel:
                 ),
             ],
             Stream(packet),
-            a=tile.keys,
+            a=tile.ref,
             trf=self.queries,
             vrf=bias,
             out=scores,
@@ -374,7 +333,7 @@ class RowsKernel:
     # --- values ---
 
     def _weigh(self, tile: Tile, p: Probabilities, out: Ref, inverse: Ref | None) -> None:
-        """[row][head_dim]: probabilities · values, over the tile's keys and all splits.
+        """[row][head_dim]: probabilities · values, over the span's keys and all splits.
 
         In f32; or times `inverse` of each row and rounded to bf16. A packet holds neighbouring
         values of one key, the keys are summed in time.
@@ -386,7 +345,6 @@ class RowsKernel:
         row_bytes, out_bytes = span.count * 2, self.work.head_dim * size
         vrf_block = rows.lanes * 4 if inverse is not None else 0
         ops = () if inverse is None else (VectorOp(Alu.MUL0, Op.MUL, y=Source.VRF),)
-        assert tile.values is not None
         self.work.exec(
             Context.MAIN,
             [
@@ -407,8 +365,8 @@ class RowsKernel:
                 ),
             ],
             Stream(packet),
-            a=tile.values,
-            trf=p.trf.at((tile.span.first - span.first) * 2),
+            a=tile.ref.at(2 * self.work.head_dim),
+            trf=p.trf,
             vrf=inverse,
             out=out,
             out_dtype=dtype,

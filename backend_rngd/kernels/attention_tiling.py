@@ -19,7 +19,7 @@ from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 KEY_UNIT = KEY_RUN
 """Keys per slice come in multiples of this, so that a row of probabilities is whole packets."""
 KEY_TILE_BYTES = 131072
-"""Keys, values or both of one tile in a slice; a few tiles are in memory at a time."""
+"""Keys and values of one tile in a slice; a few tiles are in memory at a time."""
 SCORE_BYTES = 65536
 """f32 scores of one tile of query rows and one segment of keys in a slice."""
 PART_BYTES = 131072
@@ -126,19 +126,12 @@ class Span:
 class Segments:
     """The keys that a tile of rows sees, in segments; each has its own maxima and sums.
 
-    A segment's keys and values are loaded together, or, when `tiles` > 0, its keys come in that
-    many tiles first and its values after them.
+    A segment's keys and values are loaded together: a slot of the cache is one run for all heads.
     """
 
     spans: tuple[Span, ...]
-    tiles: int
     together: int
     """Segments whose results are merged at a time."""
-
-    @property
-    def parts(self) -> int:
-        """Results of one segment, from as many tiles of values."""
-        return max(1, self.tiles)
 
 
 def key_count(attended: int) -> int:
@@ -200,17 +193,10 @@ def segments(rows: Rows, keys: int, head_dim: int, *, kept: bool) -> Segments:
     """Segments of the first `keys` keys of a slice; with `kept`, all of them are in memory."""
     register = REGISTER_BYTES // rows.lanes // (2 * rows.blocks)
     most = _at_most(min(SCORE_BYTES // (4 * rows.count), register))
-    joint, single = (_at_most(KEY_TILE_BYTES // (n * head_dim)) for n in (4, 2))
+    if not kept:
+        most = min(most, _at_most(KEY_TILE_BYTES // (4 * head_dim)))
     together = max(2, PART_BYTES // (rows.count * head_dim * 4))
-    whole = Span(0, keys)
-    if kept:
-        return Segments(tuple(whole.at_most(most)), 0, together)
-    if keys > joint and _parts(keys, single) <= together:
-        spans = whole.at_most(most)
-        tiles = _parts(max(span.count for span in spans), single)
-        if len(spans) * tiles <= together:
-            return Segments(tuple(spans), tiles, len(spans))
-    return Segments(tuple(whole.at_most(min(most, joint))), 0, together)
+    return Segments(tuple(Span(0, keys).at_most(most)), together)
 
 
 def _parts(keys: int, most: int) -> int:

@@ -93,17 +93,14 @@ def test_segments_cover_every_key_once_and_fit(rows: tuple[int, int, int], units
         plan = segments(tile, keys, head_dim, kept=kept)
         assert [key for span in plan.spans for key in range(span.first, span.end)] == [*range(keys)]
         for span in plan.spans:
-            check_segment(tile, span, head_dim, plan.tiles, kept=kept)
-            assert len(span.parts(plan.parts)) == plan.parts
-        assert plan.together >= 2 or len(plan.spans) == 1
-        waiting = min(plan.together, len(plan.spans)) * plan.parts
+            check_segment(tile, span, head_dim, kept=kept)
+        assert plan.together >= 2
+        waiting = min(plan.together, len(plan.spans))
         assert waiting <= 2 or waiting * tile.count * head_dim * 4 <= PART_BYTES
 
 
-def check_segment(rows: Rows, span: Span, head_dim: int, tiles: int, *, kept: bool) -> None:
+def check_segment(rows: Rows, span: Span, head_dim: int, *, kept: bool) -> None:
     smallest = span.count == KEY_UNIT
     assert smallest or span.count * rows.count * 4 <= SCORE_BYTES
     assert smallest or span.count * 2 * rows.blocks * rows.lanes <= REGISTER_BYTES
-    for tile in span.parts(max(1, tiles)):
-        bytes_per_key = (2 if tiles else 4) * head_dim
-        assert kept or tile.count * bytes_per_key <= KEY_TILE_BYTES
+    assert kept or span.count * 4 * head_dim <= KEY_TILE_BYTES
