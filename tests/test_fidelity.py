@@ -87,7 +87,7 @@ def test_eight_pes_share_a_layer_and_the_hbm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("layer,tokens,time_us\nlm_head,1,5\n", "no mapping for ['lm_head']"),
+        ("layer,tokens,time_us\nconv,1,5\n", "no mapping for ['conv']"),
         ("a,b\n1,2\n", "columns ['a', 'b']"),
     ],
 )

@@ -58,6 +58,7 @@ def dense_builders(tp: int, model: Model) -> Mapping[str, Callable[[int], bytes]
             "layernorm": lambda m: norm(hidden, m),
             "act_fn": lambda m: activation(feed_forward, m),
             "rotary_emb": lambda m: rotary((query, kv), model.head_dim, m),
+            "lm_head": lambda m: linear(hidden, model.vocabulary // tp, m),
             "embedding": lambda m: embedding(hidden, model.vocabulary, m),
         }
     )
