@@ -289,8 +289,12 @@ def _bindings(
 ) -> Iterable[Binding]:
     for (buffer, _), register in registers.number.items():
         if buffer is not None:
-            bound = call.buffers[_argument_number(buffer)]
-            yield Binding(register_number=register, region=regions[bound])
+            number = _argument_number(buffer)
+            yield Binding(
+                register_number=register,
+                region=regions[call.buffers[number]],
+                offset=call.start_of(number),
+            )
 
 
 # --- region contents ---

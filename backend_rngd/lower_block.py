@@ -7,7 +7,9 @@ there. A block's HBM arguments are collected on the way: what they stand for is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from operator import add
 
 from xdsl.dialects import func
@@ -34,6 +36,7 @@ from .isa.layout import (
 )
 from .isa.machine import load_machine
 from .isa.plan import Memory
+from .isa.rules import SLICES_PER_PE
 from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds
@@ -102,15 +105,34 @@ class Result:
     logits: bool
 
 
-Need = Argument | Result | Derived
+@dataclass(frozen=True)
+class Crossing:
+    """A value that one segment of a function leaves in HBM for a later one."""
+
+    number: int
+    order: FeatureOrder
+    tokens: int
+
+
+Need = Argument | Result | Crossing | Derived
 
 
 @dataclass
 class LoweredBlock:
-    """A block and what each of its HBM arguments stands for."""
+    """A block, what each of its HBM arguments stands for, and where in it this call begins."""
 
     op: BlockOp
     needs: list[Need]
+    starts: list[int]
+    """Bytes from the start of each argument's region."""
+
+
+def segments(body: Block) -> list[list[Operation]]:
+    """The operators before attention, attention, and those after it; all of them without it."""
+    ops = list(body.ops)
+    cuts = [i for i, op in enumerate(ops) if isinstance(op, paged.AttentionOp)]
+    edges = sorted({0, len(ops), *cuts, *(i + 1 for i in cuts)})
+    return [ops[low:high] for low, high in pairwise(edges)]
 
 
 # --- what the values of a function look like ---
@@ -201,13 +223,16 @@ class BlockLowering:
     """Numbers of the results that are logits."""
     pins: Pins = field(default_factory=dict)
     """Prescribed tilings by patterns of module paths."""
+    segment: Sequence[Operation] | None = None
+    """The operators that this block is for; None: all of the function."""
+    crossings: dict[SSAValue, Crossing] = field(default_factory=dict)
+    """What earlier segments have left in HBM; this one adds its own."""
     needs: list[Need] = field(default_factory=list)
     block: Block = field(default_factory=Block)
     values: dict[SSAValue, Activation] = field(default_factory=dict)
-    caches: dict[SSAValue, Ref] = field(default_factory=dict)
-    """Where the caches are that operators return: they are written in place."""
     angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
     """Rotary angles that are in data memory, with their positions and the table they are from."""
+    starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.body = self.function.body.block
@@ -217,30 +242,60 @@ class BlockLowering:
 
     def run(self) -> LoweredBlock:
         """Emit the block."""
-        for op in self.body.ops:
+        ops = list(self.body.ops) if self.segment is None else self.segment
+        for op in ops:
             macs = useful_macs(op, self.shape, self.chunk)
             if macs:
                 self.emit.location = op.location
                 self.emit.append(WorkOp(macs))
         fused = fusions(self.body)
         later = {part for fusion in fused.values() for part in fusion.parts[:-1]}
-        for op in self.body.ops:
+        for op in ops:
             self.emit.location = op.location
             if op in fused:
                 self._fused(op, fused[op])
             elif op not in later:
                 self._lower(op)
-        return LoweredBlock(BlockOp(self.name, Region(self.block)), self.needs)
+        if self.segment is not None:
+            self._leave(set(ops))
+        return LoweredBlock(BlockOp(self.name, Region(self.block)), self.needs, self.starts)
 
-    def need(self, need: Need) -> Ref:
-        """The HBM buffer of the block that stands for `need`."""
+    def need(self, need: Need, start: int = 0) -> Ref:
+        """The place `start` bytes into the HBM buffer that stands for `need`.
+
+        Where a buffer's first use begins is a matter of the call, so that calls for other tokens
+        can share the block.
+        """
         if need not in self.needs:
             self.needs.append(need)
+            self.starts.append(start)
             self.block.insert_arg(BufferType(Memory.HBM, 0), len(self.needs) - 1)
-        return Ref(self.block.args[self.needs.index(need)])
+        number = self.needs.index(need)
+        return Ref(self.block.args[number]).at(start - self.starts[number])
 
-    def argument(self, value: SSAValue) -> Ref:
-        return self.need(Argument(self.body.args.index(value)))
+    def argument(self, value: SSAValue, start: int = 0) -> Ref:
+        return self.need(Argument(self.body.args.index(value)), start)
+
+    def _cache(self, value: SSAValue) -> Ref:
+        """The cache that operators write in place and return."""
+        while isinstance(value.owner, paged.WriteOp):
+            value = value.owner.cache
+        return self.argument(value)
+
+    def _leave(self, own: set[Operation]) -> None:
+        """Store what later segments read."""
+        for value, x in list(self.values.items()):
+            here = isinstance(value.owner, Operation) and value.owner in own
+            read = any(use.operation not in own for use in value.uses)
+            if not (here and read) or isinstance(value.owner, func.ReturnOp):
+                continue
+            assert x.dtype == DType.BF16, x
+            crossing = self.crossings.setdefault(
+                value, Crossing(len(self.crossings), x.order, self.shape.all_tokens)
+            )
+            first = self.chunk.first(self.shape)
+            out = self.need(crossing, first * x.row_bytes)
+            rows.store_rows(self.emit, x, out, self.shape.all_tokens, 0, x.slices_read)
 
     def parameter(self, value: SSAValue, layout: Layout) -> Ref:
         """A weight, or a slice of one, in the layout that a kernel reads."""
@@ -288,22 +343,27 @@ class BlockLowering:
     def _of(self, value: SSAValue) -> Activation:
         """A computed value; a function's hidden argument is loaded at its first use."""
         if value not in self.values:
+            crossing = self.crossings.get(value)
             order = self.orders.get(value) or plain(shape_of(value)[-1])
-            first = self.chunk.first(self.shape)
+            if crossing is not None:
+                order = crossing.order
+            start = self.chunk.first(self.shape) * features_per_slice(order) * 2
+            used = -(-order.positions // features_per_slice(order))
             self.values[value] = rows.load_rows(
                 self.emit,
-                self.argument(value),
+                self.argument(value, start) if crossing is None else self.need(crossing, start),
                 order,
                 self.shape.all_tokens,
-                first,
+                0,
                 self.chunk.count,
+                SLICES_PER_PE if crossing is None else used + used % 2,
             )
         return self.values[value]
 
     def _input(self, value: SSAValue, element_bytes: int, row_bytes: int) -> Ref:
         """A program input at the chunk's first sequence and token."""
         start = self.chunk.first_sequence * row_bytes + self.chunk.first_token * element_bytes
-        return self.argument(value).at(start)
+        return self.argument(value, start)
 
     def _positions(self, value: SSAValue) -> Ref:
         return self._input(value, WORD_BYTES, self.shape.row_bytes("position_ids"))
@@ -446,10 +506,9 @@ class BlockLowering:
         return angles
 
     def _write(self, op: paged.WriteOp) -> None:
-        cache = self.caches.get(op.cache) or self.argument(op.cache)
+        cache = self._cache(op.cache)
         slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
         write_cache(self.emit, self._of(op.k), self._of(op.v), cache, slots, INDEX_BYTES)
-        self.caches[op.y] = cache
 
     def _attention(self, op: paged.AttentionOp) -> Activation:
         q, chunk = self._of(op.q), self.chunk
@@ -462,8 +521,8 @@ class BlockLowering:
             for turn in rounds
         }
         inputs = Inputs(
-            cache=self.caches.get(op.cache) or self.argument(op.cache),
-            block_table=self.argument(op.block_table).at(chunk.first_sequence * table_row),
+            cache=self._cache(op.cache),
+            block_table=self.argument(op.block_table, chunk.first_sequence * table_row),
             table_row_bytes=table_row,
             lengths=self._input(op.lengths, 0, WORD_BYTES),
             length_bytes=WORD_BYTES,
@@ -500,7 +559,7 @@ class BlockLowering:
 
     def _return(self, op: func.ReturnOp) -> None:
         for number, value in enumerate(op.operands):
-            if value in self.caches:
+            if isinstance(value.owner, paged.WriteOp):
                 continue  # written in place
             if isinstance(value.owner, Operation):
                 self.emit.location = value.owner.location
@@ -513,11 +572,15 @@ class BlockLowering:
                 if tokens_per_sequence == 1
                 else self.chunk.first(self.shape)
             )
-            out = self.need(Result(number, x.order, all_tokens, logits))
+            result = Result(number, x.order, all_tokens, logits)
             if logits:
-                rows.store_logits(self.emit, x, out, first)
+                start = first * SLICES_PER_PE * x.row_bytes
+                rows.store_logits(self.emit, x, self.need(result, start), 0)
             else:
-                rows.store_rows(self.emit, x, out, all_tokens, first)
+                # Who loads it knows no order but this one.
+                assert x.order == plain(x.order.features), x.order
+                out = self.need(result, first * x.row_bytes)
+                rows.store_rows(self.emit, x, out, all_tokens, 0)
 
 
 def _zero_bytes(q: Activation) -> int:

@@ -391,15 +391,32 @@ class BlockOp(IRDLOperation):
 
 @irdl_op_definition
 class CallOp(IRDLOperation):
-    """One run of a block with its buffers bound; the location is the modules' prefix."""
+    """One run of a block with its buffers bound; the location is the modules' prefix.
+
+    `starts` gives, for each buffer, the byte at which the block sees it begin.
+    """
 
     name = "rngd.call"
 
     callee = prop_def(SymbolRefAttr)
     buffers = var_operand_def(BufferType)
+    starts = opt_prop_def(DenseArrayBase)
 
-    def __init__(self, callee: str, buffers: Sequence[SSAValue]) -> None:
-        super().__init__(operands=[buffers], properties={"callee": SymbolRefAttr(callee)})
+    def __init__(
+        self, callee: str, buffers: Sequence[SSAValue], starts: Sequence[int] = ()
+    ) -> None:
+        moved = DenseArrayBase.from_list(i64, list(starts)) if any(starts) else None
+        super().__init__(
+            operands=[buffers], properties={"callee": SymbolRefAttr(callee), "starts": moved}
+        )
+
+    def start_of(self, number: int) -> int:
+        """Where the block sees buffer `number` begin."""
+        return 0 if self.starts is None else int(self.starts.get_values()[number])
+
+    def verify_(self) -> None:
+        if self.starts is not None and len(self.starts) != len(self.buffers):
+            raise VerifyException("a call has one start for each buffer")
 
 
 @irdl_op_definition

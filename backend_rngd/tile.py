@@ -7,8 +7,9 @@ Contract: budget; sums are in f32 and rounded once where PyTorch rounds each ope
 Raises: BCK001 (all unsupported operators at once), BCK003, BCK005, BCK006.
 
 A function's tokens are worked on in chunks, as many at a time as data memory can hold, and each
-chunk is a block and a call of its own. Chunks of one sequence come in order, so that a chunk finds
-the keys of those before it in the cache.
+chunk is a call of its own; chunks with the same code share a block. When there are several, a
+decoder layer is cut at its attention: first all chunks write their keys to the cache, then all
+attend, then come the operators after it. What crosses a cut stands in HBM.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ from .isa.container import Region as HbmRegion
 from .isa.layout import Layout, features_per_slice, heads
 from .isa.rules import SLICES_PER_PE
 from .kernels.rows import hidden_stride
-from .lower_block import Argument, BlockLowering, LoweredBlock, Need, Result, whole_of
+from .lower_block import (
+    Argument,
+    BlockLowering,
+    Crossing,
+    LoweredBlock,
+    Need,
+    Result,
+    segments,
+    whole_of,
+)
 from .place import assign_addresses
 from .rngd import CallOp, ProgramOp, RegionOp
 from .supported import unsupported
@@ -52,41 +62,95 @@ CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 def lower_function(
     function: func.FuncOp, shape: TokenShape, logits: frozenset[int], pins: Pins
 ) -> list[LoweredBlock]:
-    """A block per chunk, with as many tokens at a time as fit. Raises: BCK003, BCK006."""
-    name = function.sym_name.data
-    full: errors.MemoryFull | None = None
-    for limit in CHUNK_TOKENS:
-        parts = _chunks(function, shape, limit)
-        names = [name] if len(parts) == 1 else [f"{name}_part_{i}" for i in range(len(parts))]
-        try:
-            blocks = [
-                _checked(BlockLowering(part_name, function, shape, chunk, logits, pins).run())
-                for part_name, chunk in zip(names, parts, strict=True)
-            ]
-        except errors.MemoryFull as error:
-            full = error
-            continue
-        if blocks:
-            return blocks
-    assert full is not None, name
-    raise errors.block_does_not_fit(name, shape.bucket.name, full.cause)
+    """Blocks in the order of their calls, with as many tokens at a time as fit.
+
+    Tokens that one block cannot take are worked on segment by segment (before attention,
+    attention, after it), and in each segment chunk by chunk; chunks with the same code share it.
+    Raises: BCK003, BCK006.
+    """
+    lowering = _FunctionLowering(function, shape, logits, pins)
+    if len(lowering.segments) > 1 and len(_chunks(lowering.ops, shape, CHUNK_TOKENS[0])) > 1:
+        return [
+            block
+            for number, segment in enumerate(lowering.segments)
+            for block in lowering.chunked(segment, f"_segment_{number}")
+        ]
+    return lowering.chunked(None, "")
 
 
-def _chunks(function: func.FuncOp, shape: TokenShape, limit: int) -> list[Chunk]:
+@dataclass
+class _FunctionLowering:
+    """The blocks of one function."""
+
+    function: func.FuncOp
+    shape: TokenShape
+    logits: frozenset[int]
+    pins: Pins
+    crossings: dict[SSAValue, Crossing] = field(default_factory=dict)
+
+    @property
+    def ops(self) -> list[Operation]:
+        return list(self.function.body.block.ops)
+
+    @property
+    def segments(self) -> list[list[Operation]]:
+        return segments(self.function.body.block)
+
+    def chunked(self, segment: list[Operation] | None, suffix: str) -> list[LoweredBlock]:
+        """A segment's chunks, or the whole function's. Raises: BCK003."""
+        name = self.function.sym_name.data + suffix
+        full: errors.MemoryFull | None = None
+        for limit in CHUNK_TOKENS:
+            parts = _chunks(self.ops if segment is None else segment, self.shape, limit)
+            try:
+                blocks = self._lowered(segment, name, parts)
+            except errors.MemoryFull as error:
+                full = error
+                continue
+            if blocks:
+                return blocks
+        assert full is not None, name
+        raise errors.block_does_not_fit(name, self.shape.bucket.name, full.cause)
+
+    def _lowered(
+        self, segment: list[Operation] | None, name: str, parts: list[Chunk]
+    ) -> list[LoweredBlock]:
+        """A block per chunk, one for those with the same code. Raises: BCK004."""
+        blocks: list[LoweredBlock] = []
+        for i, chunk in enumerate(parts):
+            part_name = name if len(parts) == 1 else f"{name}_part_{i}"
+            found = BlockLowering(
+                part_name,
+                self.function,
+                self.shape,
+                chunk,
+                self.logits,
+                self.pins,
+                segment,
+                self.crossings,
+            ).run()
+            same = next((other for other in blocks if _same_code(found, other)), None)
+            if same is not None:
+                found.op = same.op
+            else:
+                assign_addresses(found.op.body.block)
+            blocks.append(found)
+        return blocks
+
+
+def _same_code(block: LoweredBlock, other: LoweredBlock) -> bool:
+    bodies = block.op.body, other.op.body
+    return block.needs == other.needs and bodies[0].is_structurally_equivalent(bodies[1])
+
+
+def _chunks(ops: list[Operation], shape: TokenShape, limit: int) -> list[Chunk]:
     """The parts that blocks work on; none if a sequence cannot be cut to this limit."""
-    ops = list(function.body.block.ops)
     if any(isinstance(op, paged.LastTokenOp) for op in ops):
         # From here on each sequence is one token, wherever it stands.
         firsts = range(0, shape.sequences, limit)
         return [Chunk(first, min(limit, shape.sequences - first), 0, 1) for first in firsts]
     attends = any(isinstance(op, paged.AttentionOp) for op in ops)
     return chunks(shape, limit, SEQUENCE_CHUNK_TOKENS if attends else 1)
-
-
-def _checked(lowered: LoweredBlock) -> LoweredBlock:
-    """The block, if its buffers fit on chip. Raises: BCK004."""
-    assign_addresses(lowered.op.body.block)
-    return lowered
 
 
 # --- the program ---
@@ -140,7 +204,7 @@ class _ProgramLowering:
     def _call(self, op: func.CallOp) -> None:
         for lowered in self.blocks[op.callee.root_reference.data]:
             buffers = [self._bound(op, need).buffer for need in lowered.needs]
-            call = CallOp(lowered.op.sym_name.data, buffers)
+            call = CallOp(lowered.op.sym_name.data, buffers, lowered.starts)
             call.location = op.location
             self.calls.append(call)
         for value in op.operands:
@@ -158,6 +222,9 @@ class _ProgramLowering:
                 if result not in self.hidden:
                     self.hidden[result] = self._scratch(need)
                 return self.hidden[result]
+            case Crossing():
+                size = SLICES_PER_PE * hidden_stride(need.order, need.tokens)
+                return self._region(need, f"crossing.{need.number}", scratch_bytes=size)
             case _:
                 return self._region(need, need.kind, derived=need)
 
@@ -286,7 +353,7 @@ def _replace_body(module: ModuleOp, bucket: Bucket, program: _ProgramLowering) -
     for region in program.regions.values():
         module.body.block.add_op(region)
     for parts in program.blocks.values():
-        for lowered in parts:
-            module.body.block.add_op(lowered.op)
+        for block in dict.fromkeys(lowered.op for lowered in parts):
+            module.body.block.add_op(block)
     for call in program.calls:
         module.body.block.add_op(call)

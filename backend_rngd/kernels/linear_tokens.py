@@ -205,6 +205,7 @@ def _rows_to_stream(p: Product) -> Rows:
         a=x.ref,
         out=copy,
         commit=Commit(columns=CHUNK, column_stride=2),
+        valid_slices=x.slices_read,
     )
     return Rows(copy, stride)
 

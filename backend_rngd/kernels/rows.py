@@ -41,12 +41,21 @@ def embedding(
 
 
 def load_rows(
-    emit: Emitter, hidden: Ref, order: FeatureOrder, all_tokens: int, first: int, tokens: int
+    emit: Emitter,
+    hidden: Ref,
+    order: FeatureOrder,
+    all_tokens: int,
+    first: int,
+    tokens: int,
+    slices: int = SLICES_PER_PE,
 ) -> Activation:
-    """Tokens first … first + tokens - 1 of a hidden state of `all_tokens` tokens."""
+    """Tokens first … first + tokens - 1 of a hidden state of `all_tokens` tokens.
+
+    Only the first `slices` slices get theirs.
+    """
     x = emit.activation(order, tokens, "hidden")
     emit.dma(
-        [(SLICES_PER_PE, hidden_stride(order, all_tokens), SLICE_ADDRESS_BYTES)],
+        [(slices, hidden_stride(order, all_tokens), SLICE_ADDRESS_BYTES)],
         x.size_bytes,
         hidden.at(first * x.row_bytes),
         x.ref,
@@ -54,12 +63,19 @@ def load_rows(
     return x
 
 
-def store_rows(emit: Emitter, x: Activation, hidden: Ref, all_tokens: int, first: int) -> None:
+def store_rows(
+    emit: Emitter,
+    x: Activation,
+    hidden: Ref,
+    all_tokens: int,
+    first: int,
+    slices: int = SLICES_PER_PE,
+) -> None:
     """The inverse of `load_rows`."""
     stride = hidden_stride(x.order, all_tokens)
     whole = x.tokens == all_tokens and x.size_bytes != stride
     emit.dma(
-        [(SLICES_PER_PE, SLICE_ADDRESS_BYTES, stride)],
+        [(slices, SLICE_ADDRESS_BYTES, stride)],
         stride if whole else x.size_bytes,
         _repeated(emit, x, stride) if whole else x.ref,
         hidden.at(first * x.row_bytes),

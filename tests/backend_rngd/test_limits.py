@@ -28,5 +28,18 @@ def test_too_many_rotary_features_are_refused() -> None:
 
 def test_logits_of_all_rows_are_made_a_few_at_a_time() -> None:
     decoder = Decoder(Bucket.prefill(1, 128), vocabulary=200_000, last_token_only=False, layers=1)
-    parts = [b.name for b in decoder.program().blocks if b.name.startswith("epilogue")]
+    program = decoder.program()
+    parts = [call for call in program.calls if "epilogue" in program.blocks[call.block].name]
     assert len(parts) > 1
+
+
+def test_chunks_with_the_same_code_share_a_block() -> None:
+    program = Decoder(Bucket.prefill(1, 1024), layers=1).program()
+    calls = [program.blocks[call.block].name for call in program.calls]
+    products = [name for name in calls if "segment_0" in name or "segment_2" in name]
+    assert len(products) == 8
+    assert len(set(products)) == 2
+    attention = [name for name in calls if "segment_1" in name]
+    assert len(attention) == len(set(attention)) == 4  # each sees more keys than the one before
+    offsets = {b.offset for call in program.calls for b in call.bindings}
+    assert len(offsets) > 4

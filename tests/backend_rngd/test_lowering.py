@@ -19,7 +19,10 @@ CASES = {
     "prefill": Case(Decoder(Bucket.prefill(1, 24)), (24,)),
     "prefill, padded": Case(Decoder(Bucket.prefill(1, 24)), (5,)),
     "prefill, odd length": Case(Decoder(Bucket.prefill(2, 13)), (13, 4)),
-    "prefill in parts": Case(Decoder(Bucket.prefill(1, 200), layers=1), (171,)),
+    "prefill in parts": Case(Decoder(Bucket.prefill(1, 380), layers=2), (371,)),
+    "prompts in parts": Case(
+        Decoder(Bucket.prefill(4, 90), layers=1, head_norms=True, bias=True), (90, 3, 81, 61)
+    ),
     "all logits": Case(Decoder(Bucket.prefill(2, 24), last_token_only=False), (20, 11)),
     "biases": Case(Decoder(Bucket.decode(2, 40), bias=True), (12, 30)),
     "head norms": Case(Decoder(Bucket.prefill(1, 16), head_norms=True), (16,)),

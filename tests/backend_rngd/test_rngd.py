@@ -28,6 +28,7 @@ from furiosa_llm.backend_rngd.rngd import (
     AllocOp,
     BlockOp,
     BufferType,
+    CallOp,
     CommandAttr,
     DmaOp,
     ExecOp,
@@ -147,3 +148,13 @@ def test_bad_buffer_types_are_rejected(text: str) -> None:
     source = f'%x = "rngd.alloc"() <{{label = "x"}}> : () -> !{text}'
     with pytest.raises((FuriosaLLMError, VerifyException)):
         parse_module(source, "<text>", {"rngd": lambda: RNGD}).verify()
+
+
+def test_a_call_has_one_start_for_each_buffer() -> None:
+    buffers = Block(arg_types=[BufferType(Memory.HBM, 0)] * 2).args
+    call = CallOp("block", buffers, [0, 4096])
+    call.verify()
+    assert [call.start_of(0), call.start_of(1)] == [0, 4096]
+    assert CallOp("block", buffers).start_of(1) == 0
+    with pytest.raises(VerifyException, match="one start for each buffer"):
+        CallOp("block", buffers, [4096]).verify()
