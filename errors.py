@@ -1236,6 +1236,17 @@ def layout_does_not_fit(region: str, cause: str) -> SimulationFault:
     )
 
 
+def bad_bitmap(at: str, slice_number: int, named: int, steps: int, ring: int) -> SimulationFault:
+    """SIM025: a slice's snoop bitmap does not fit the command that uses it."""
+    return SimulationFault(
+        "SIM025",
+        f"the bitmap of slice {slice_number} names {named} slices of its ring of {ring}",
+        at=at,
+        cause=f"the command walks over {steps}, all of them inside the ring",
+        next_step="write bitmaps with as many bits as the slice counter has steps",
+    )
+
+
 # --- artifact ---
 
 

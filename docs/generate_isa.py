@@ -19,11 +19,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from furiosa_llm.backend_rngd.isa import dtypes, instructions, records, rules
+from furiosa_llm.backend_rngd.isa import (
+    dtypes,
+    instructions,
+    record_types,
+    rules,
+    topology_rules,
+    units,
+    vector_rules,
+)
 from furiosa_llm.backend_rngd.isa.assembly import SINGULAR
 from furiosa_llm.backend_rngd.isa.machine import Parameter, load_machine
 
 PAGES = [Path(__file__).parent / name for name in ("isa.md", "cycles.md")]
+RULES = (rules, topology_rules, vector_rules)
 MARKED = re.compile(r"(<!-- begin: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -58,7 +67,7 @@ def _docstrings(source: object, name: str) -> dict[str, str]:
 def _fields(name: str) -> str:
     """The fields of a command's part, as assembler text names them."""
     kind = getattr(instructions, name)
-    meaning = _docstrings(instructions, name)
+    meaning = _docstrings(sys.modules[kind.__module__], name)
     hints = get_type_hints(kind)
 
     def rows() -> Iterator[list[str]]:
@@ -108,7 +117,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 def _members(name: str) -> str:
     """The members of an enumeration that say what they mean."""
     kind = getattr(instructions, name)
-    meaning = _docstrings(instructions, name)
+    meaning = _docstrings(sys.modules[kind.__module__], name)
     return _table(
         ["value", "name", "meaning"],
         ([str(int(m)), f"`{m.name.lower()}`", meaning.get(m.name, "")] for m in kind),
@@ -117,7 +126,7 @@ def _members(name: str) -> str:
 
 def _bytes(name: str) -> str:
     """The layout of a record."""
-    record = getattr(records, name)
+    record = getattr(record_types, name)
     return _table(
         ["byte", "field", "type"],
         ([str(at), f"`{field}`", kind] for at, field, kind in _leaves(record, "", 0)),
@@ -142,9 +151,9 @@ def _leaves(record: np.dtype[Any], prefix: str, offset: int) -> Iterator[tuple[i
 
 def _rules(_: str) -> str:
     """Every rule of rules.py with the cause that its error gives."""
-    tree = ast.parse(inspect.getsource(rules))
+    trees = [ast.parse(inspect.getsource(module)) for module in RULES]
     found: dict[str, list[str]] = {}
-    for node in ast.walk(tree):
+    for node in (node for tree in trees for node in ast.walk(tree)):
         value = node.value if isinstance(node, ast.Yield) else None
         if isinstance(value, ast.Tuple) and isinstance(value.elts[0], ast.Constant):
             found.setdefault(str(value.elts[0].value), []).append(_template(value.elts[1]))
@@ -169,10 +178,10 @@ def _units(_: str) -> str:
         (
             [
                 f"`{unit.name.lower()}`",
-                str(rules.STAGE[unit]),
+                str(units.STAGE[unit]),
                 ", ".join(f"`{op.name.lower()}`" for op in ops),
             ]
-            for unit, ops in rules.ALU_OPS.items()
+            for unit, ops in units.ALU_OPS.items()
         ),
     )
 

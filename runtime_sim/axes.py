@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..backend_rngd.isa.dtypes import DType
-from ..backend_rngd.isa.instructions import Birth, Exec, Fate, Reduce, Sink
+from ..backend_rngd.isa.instructions import Birth, Exec, Fate, Reduce, Sink, ValidDim
 from ..backend_rngd.isa.plan import ExecPlan
 from ..backend_rngd.isa.rules import DM_BYTES, TRF_BYTES, VRF_BYTES
 
@@ -48,6 +48,11 @@ class Axis:
     out: int = 0
     lanes: int = 0
     """Lanes of the register file per step: of what is read, or of what is stored there."""
+    column: int = 0
+    """Columns per step, for an axis of columns."""
+    valid_dim: ValidDim = ValidDim.NONE
+    valid_step: int = 0
+    """What a step adds to the index of `valid_dim`."""
     grouped: bool = False
     """A part of the slice number that the inter-slice reducer folds."""
 
@@ -180,6 +185,8 @@ def _counter_axes(c: Exec) -> Iterable[Axis]:
             vrf=k.vrf if k.fate != Fate.MSUM else 0,
             out=out if k.fate == Fate.OUT else 0,
             lanes=k.lanes,
+            valid_dim=k.valid_dim,
+            valid_step=k.valid_step,
         )
 
 
@@ -206,6 +213,11 @@ def element_bytes(dtype: DType) -> int:
     return max(1, dtype.bits // 8)
 
 
+def gathers(c: Exec) -> bool:
+    """Whether packets are not a strided view of data memory: halves of bytes, or a bitmap's."""
+    return c.a.dtype.bits < 8 or c.switch.bitmap is not None
+
+
 def _is_linear(c: Exec) -> bool:
     """Whether the packet's elements are one run in every port."""
     s = c.stream
@@ -229,6 +241,7 @@ def _column_axis(c: Exec, n: int, unit: int, a: int, b: int, trf: int = 0) -> Ax
         trf=trf,
         vrf=c.vector.vrf_column * unit,
         out=0 if c.vector.reduce_columns else out_step * unit,
+        column=unit,
     )
 
 
@@ -237,6 +250,8 @@ def _streamed(c: Exec, kept: int) -> Packet:
     s = c.stream
     needed = s.elements if c.vector.reduce_columns else kept
     a, b = element_steps(c)
+    if gathers(c):
+        return Packet((_column_axis(c, needed, 1, 1, 1),), False, max(needed, s.valid))
     if needed <= s.valid and (_is_linear(c) or needed <= s.run):
         return Packet((_column_axis(c, needed, 1, a, b),), True, needed)
     if needed <= s.valid and needed % s.run == 0:
@@ -252,7 +267,7 @@ def _contracted(c: Exec, kept: int) -> Packet:
     assert k is not None
     tree = 1 << k.depth
     row = k.trf_read * 8 // c.trf.dtype.bits
-    direct = s.valid == s.elements and _is_linear(c)
+    direct = s.valid == s.elements and _is_linear(c) and not gathers(c)
     a = element_steps(c)[0] if direct else 1
     size = element_bytes(c.trf.dtype)
     if row >= tree:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from .. import errors
-from ..backend_rngd.isa.dtypes import DType
 from ..backend_rngd.isa.expand import Issued
 from ..backend_rngd.isa.instructions import Birth, Exec, Indirect, Side, Sink, Space
 from ..backend_rngd.isa.plan import (
@@ -43,7 +42,6 @@ def check_exec(plan: ExecPlan, resolved: Sequence[int], slices: int, where: Wher
     _check_work(work_of(plan), MAX_WORK, where)
     if plan.slices > slices:
         raise errors.no_such_slice(where(), f"the pass works in {plan.slices} slices", slices)
-    _check_dtypes(c, where)
     _check_ring(plan, where)
     if c.commit.sink == Sink.TRF:
         _check_lanes(c, where)
@@ -72,11 +70,6 @@ def work_of(plan: Plan) -> int:
 def _check_work(amount: int, limit: int, where: Where) -> None:
     if amount > limit:
         raise errors.too_much_work(where(), "the command", amount, limit)
-
-
-def _check_dtypes(c: Exec, where: Where) -> None:
-    if DType.I4 in (c.a.dtype, c.b.dtype, c.trf.dtype, c.commit_port.dtype, c.stream.cast):
-        raise errors.not_executable(where(), "values of i4")
 
 
 def _check_ring(plan: ExecPlan, where: Where) -> None:

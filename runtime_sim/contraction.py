@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend_rngd.isa.instructions import Fate
 from . import numerics
-from .axes import Axis, Pass
+from .axes import Axis, Kind, Pass
 from .register_file import LaneWindow
 
 Array = np.ndarray
@@ -194,11 +194,28 @@ class RegisterRows:
         self._shape = tuple(axis.n for axis in axes)
         self._axes = axes
 
+    def bind(self, window: LaneWindow, address: int, slices: int) -> Callable[[], Array]:
+        """A function that gives the rows, decoded; the first `slices` slices have them all."""
+        if self._dtype.bits >= 8:
+            view = self.view(window, address)
+            return lambda: self._decode(view)
+        axes, shape = self._axes, self._shape
+        strides = tuple(
+            axis.trf
+            if axis.kind in (Kind.COLUMN, Kind.TERM)
+            else 2 * (axis.trf + axis.lanes * window.lane_bytes)
+            for axis in axes
+        )
+
+        def halves() -> Array:
+            content = numerics.nibbles(window.buffer[:slices], True)
+            start = 2 * (window.start + address)
+            return self._decode(np.ndarray(shape, np.int8, content, start, strides))
+
+        return halves
+
     def view(self, window: LaneWindow, address: int) -> Array:
         """The raw rows in place; `window` has them all."""
         raw = numerics.raw_dtype(self._dtype)
         strides = tuple(axis.trf + axis.lanes * window.lane_bytes for axis in self._axes)
         return np.ndarray(self._shape, raw, window.buffer, window.start + address, strides)
-
-    def decode(self, view: Array) -> Array:
-        return self._decode(view)

@@ -149,7 +149,7 @@ class Device:
             key = (id(plan), *resolved)
             if key not in self._passes:
                 check_exec(plan, resolved, memory.slices, where)
-                self._passes[key] = plan, bind_exec(plan, resolved, memory, self._weights)
+                self._passes[key] = plan, bind_exec(plan, resolved, memory, self._weights, where)
             return self._passes[key][1]
         check_dma(issued, resolved, regions, memory.slices, where)
         return bind_dma(plan, resolved, regions, memory, self._weights, where)

@@ -7,20 +7,23 @@ calls of a block with the same on-chip addresses share it. Addresses must have b
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backend_rngd.isa.instructions import Fate, Sink
-from ..backend_rngd.isa.plan import ExecPlan, Footprint
+from ..backend_rngd.isa.dtypes import DType
+from ..backend_rngd.isa.instructions import Exec, Generate, Sink
+from ..backend_rngd.isa.plan import ExecPlan, bitmap_bytes, plan_exec
 from ..backend_rngd.isa.rules import DM_BYTES
 from . import numerics
 from .axes import Axis, Kind, Pass, axes_of, element_bytes
+from .commit import Commit
 from .contraction import RegisterRows, group_axes, product, whole_operand
-from .memory import ChipMemory
+from .memory import ChipMemory, Tile
 from .register_file import GRANULE_BYTES, LaneWindow, lane_granules, stored_granules
-from .stream import StreamReader
+from .stream import StreamReader, Where
 from .vector import VectorProgram
 from .weights import WeightCache
 
@@ -36,70 +39,120 @@ class PortAddresses:
     b: int = 0
     trf: int = 0
     vrf: int = 0
+    bitmap: int = 0
     commit: int = 0
 
     @staticmethod
     def of(plan: ExecPlan, resolved: Sequence[int]) -> PortAddresses:
         """`resolved` is parallel to the plan's ports."""
         c = plan.command
-        names = ["a"]
+        names = [] if c.generate else ["a"]
         names += ["b"] if c.stream.pair else []
         names += ["trf"] if c.contraction is not None else []
         names += ["vrf"] if plan.uses_vrf else []
+        names += ["bitmap"] if c.switch.bitmap is not None else []
         return PortAddresses(**dict(zip([*names, "commit"], resolved, strict=True)))
 
 
 @functools.lru_cache(maxsize=65536)
 def pass_of(plan: ExecPlan) -> Pass:
-    """The axes of `plan`, kept."""
+    """The axes of `plan`, kept; what a register file stores in 4 bits counts as bytes."""
+    c = plan.command
+    if c.commit.sink != Sink.DM and c.stream_dtype == DType.I4:
+        return axes_of(plan_exec(_in_bytes(c), "bytes"))
     return axes_of(plan)
 
 
+def _in_bytes(c: Exec) -> Exec:
+    """The same store with two 4-bit elements as one i8."""
+    return replace(
+        c,
+        a=replace(c.a, dtype=DType.I8),
+        stream=replace(c.stream, run=c.stream.run // 2, pad=c.stream.pad // 2),
+        commit_port=replace(c.commit_port, dtype=DType.I8),
+        commit=replace(c.commit, columns=c.commit.columns // 2),
+    )
+
+
 def bind_exec(
-    plan: ExecPlan, resolved: Sequence[int], memory: ChipMemory, weights: WeightCache
+    plan: ExecPlan,
+    resolved: Sequence[int],
+    memory: ChipMemory,
+    weights: WeightCache,
+    where: Where,
 ) -> Step:
-    """A step that executes `plan` at these addresses (parallel to `plan.ports`)."""
+    """A step that executes `plan` at these addresses (parallel to `plan.ports`).
+
+    The step raises SIM025, naming `where`, when a bitmap does not fit its command.
+    """
     at = PortAddresses.of(plan, resolved)
     work = pass_of(plan)
+    if plan.command.generate is not None:
+        return _generate_step(work, at, memory, plan.command.generate)
     if plan.command.contraction is not None:
-        return _ContractionStep(work, at, memory, weights).run
+        return _ContractionStep(work, at, memory, weights, where).run
     if plan.command.commit.sink != Sink.DM:
-        return _store_step(work, at, memory)
-    return _stream_step(work, at, memory)
+        return _store_step(work, at, memory, where)
+    return _stream_step(work, at, memory, where)
+
+
+def _generate_step(work: Pass, at: PortAddresses, memory: ChipMemory, generate: Generate) -> Step:
+    """Constants to data memory."""
+    c = work.plan.command
+    order = work.axes
+    if generate.count_up:
+        inner = [axis.n for axis in order if axis.kind != Kind.SLICE]
+        numbers = np.arange(math.prod(inner), dtype=np.int64) + generate.value
+        x = numbers.astype(np.int32).reshape((1,) * (len(order) - len(inner)) + tuple(inner))
+    else:
+        raw = numerics.raw_dtype(c.commit_port.dtype)
+        pattern = np.array([generate.value], np.uint32).view(np.uint8)[: raw.itemsize]
+        x = pattern.view(raw).reshape((1,) * len(order))
+    commit = Commit(work, order, at.commit, memory, raw=True)
+    return lambda: commit.write(x)
 
 
 # --- streams without contraction ---
 
 
-def _stream_step(work: Pass, at: PortAddresses, memory: ChipMemory) -> Step:
+def _stream_step(work: Pass, at: PortAddresses, memory: ChipMemory, where: Where) -> Step:
     """Fetch, vector engine, commit to data memory."""
     c = work.plan.command
     order = work.axes
     raw = is_move(work)
     readers = [StreamReader(work, port, order, raw=raw) for port in range(1 + c.stream.pair)]
-    views = [
-        reader.view(memory.dm, DM_BYTES, address)
+    streams = [
+        reader.bind(memory.dm, DM_BYTES, address, where)
         for reader, address in zip(readers, (at.a, at.b), strict=False)
     ]
-    reads = [
-        (address + f.low, address + f.high)
-        for f, address in zip(work.plan.footprints, (at.a, at.b)[: len(readers)], strict=False)
-    ]
+    reads = _spans(work, at)
     owned = all(reader.owned for reader in readers)
     units = engine(work, order, [r.shape for r in readers], owned, at, memory)
-    commit = Commit(work, order, at, memory, raw)
+    commit = Commit(work, order, at.commit, memory, raw)
 
     def run() -> None:
         for low, high in reads:
             if memory.tiles:
                 memory.make_real(low, high)
-        x = readers[0].read(views[0])
+        x = streams[0]()
         if units is not None:
-            other = readers[1].read(views[1]) if len(readers) > 1 else None
+            other = streams[1]() if len(streams) > 1 else None
             x = units.run(x, other)
         commit.write(x)
 
     return run
+
+
+def _spans(work: Pass, at: PortAddresses) -> list[tuple[int, int]]:
+    """[low, high) of what is read from data memory."""
+    c = work.plan.command
+    spans = [
+        (address + f.low, address + f.high)
+        for f, address in zip(work.plan.footprints, (at.a, at.b)[: 1 + c.stream.pair], strict=False)
+    ]
+    if c.switch.bitmap is not None:
+        spans.append((at.bitmap, at.bitmap + bitmap_bytes(c.switch.ring)))
+    return spans
 
 
 def is_move(work: Pass) -> bool:
@@ -124,108 +177,27 @@ def engine(
         start = at.vrf + group * vector.vrf_pair
         return np.ndarray(shape, np.int32, memory.vrf, start, strides)
 
-    return VectorProgram(vector, order, shapes, owned, register)
-
-
-class Commit:
-    """Cast and write to data memory: results with one dimension per axis of `order`."""
-
-    def __init__(
-        self, work: Pass, order: Sequence[Axis], at: PortAddresses, memory: ChipMemory, raw: bool
-    ) -> None:
-        c = work.plan.command
-        self._memory = memory
-        self._encode = None if raw else numerics.encoder(c.commit_port.dtype)
-        # The last unit may have seen the bits as another type of 32 bits.
-        self._result = np.float32 if work.plan.result_dtype.is_float else np.int32
-        self._relu = c.commit.relu
-        footprint = work.plan.footprints[-1]
-        self._span = (at.commit + footprint.low, at.commit + footprint.high)
-        self._whole = _fills(work, footprint) and work.plan.slices == memory.slices
-        self._columns: tuple[int, ...] = ()
-        if work.splits_columns:
-            columns = [axis for axis in work.packet.axes if axis.kind == Kind.COLUMN]
-            self._columns = tuple(order.index(axis) for axis in columns)
-        self._kept = work.kept_columns
-        out = [axis for axis in order if axis.kind != Kind.COLUMN or not self._columns]
-        shape = [axis.n if axis.fate == Fate.OUT else 1 for axis in out]
-        strides = [axis.out for axis in out]
-        if self._columns:
-            shape.append(self._kept)
-            strides.append(c.commit.column_stride)
-        dtype = numerics.raw_dtype(c.commit_port.dtype)
-        self._target = np.ndarray(tuple(shape), dtype, memory.dm, at.commit, tuple(strides))
-        self._zeros = self._zero_columns(work, at, dtype)
-        self._full_shape = tuple(axis.n if axis.fate == Fate.OUT else 1 for axis in order)
-
-    def _zero_columns(self, work: Pass, at: PortAddresses, dtype: np.dtype[np.generic]) -> Array:
-        c = work.plan.command
-        axes = [*work.slices, *work.counters, *work.lanes]
-        shape = [axis.n if axis.fate == Fate.OUT else 1 for axis in axes]
-        skipped = work.kept_columns if work.zero_columns else 0
-        start = at.commit + skipped * c.commit.column_stride
-        return np.ndarray(
-            (*shape, work.zero_columns),
-            dtype,
-            self._memory.dm,
-            start,
-            (*(axis.out for axis in axes), c.commit.column_stride),
-        )
-
-    @property
-    def targets(self) -> tuple[Array, Array]:
-        """Views of the bytes that are written: results, and the zeros beside them."""
-        return self._target, self._zeros
-
-    def write(self, x: Array) -> None:
-        if self._encode is not None:
-            x = x.view(self._result)
-            if self._relu:
-                x = numerics.relu(x)
-            x = self._encode(x)
-        if self._columns:
-            x = self._merged(x)
-        if self._memory.tiles:
-            self._memory.overwrite(*self._span, self._whole)
-        self._target[...] = x
-        if self._zeros.size:
-            self._zeros[...] = 0
-
-    def _merged(self, x: Array) -> Array:
-        """Column axes joined into one at the end, cut to the columns that are kept."""
-        x = np.broadcast_to(x, self._full_shape)
-        last = range(x.ndim - len(self._columns), x.ndim)
-        x = np.moveaxis(x, self._columns, tuple(last))
-        return x.reshape((*x.shape[: last.start], -1))[..., : self._kept]
-
-
-def _fills(work: Pass, footprint: Footprint) -> bool:
-    """Whether a commit writes every byte of its footprint."""
-    c = work.plan.command
-    written = element_bytes(c.commit_port.dtype) * c.commit.columns * c.commit.lanes
-    for k in c.counters:
-        written *= k.n if k.fate == Fate.OUT else 1
-    return written == footprint.high - footprint.low
+    return VectorProgram(work, order, shapes, owned, register)
 
 
 # --- stores to a register file ---
 
 
-def _store_step(work: Pass, at: PortAddresses, memory: ChipMemory) -> Step:
+def _store_step(work: Pass, at: PortAddresses, memory: ChipMemory, where: Where) -> Step:
     """Fetch and store to the TRF or VRF; a broadcast to the TRF is written once for all slices."""
     c = work.plan.command
     order = work.axes
     reader = StreamReader(work, 0, order, raw=True)
-    source = reader.view(memory.dm, DM_BYTES, at.a)
-    footprint = work.plan.footprints[0]
-    low, high = at.a + footprint.low, at.a + footprint.high
+    stream = reader.bind(memory.dm, DM_BYTES, at.a, where)
+    reads = _spans(work, at)
     if c.commit.sink == Sink.VRF:
         target = store_target(work, at.commit, memory.vrf)
 
         def run() -> None:
             if memory.tiles:
-                memory.make_real(low, high)
-            target[...] = reader.read(source)
+                for low, high in reads:
+                    memory.make_real(low, high)
+            target[...] = stream()
 
         return run
 
@@ -233,8 +205,9 @@ def _store_step(work: Pass, at: PortAddresses, memory: ChipMemory) -> Step:
 
     def run_trf() -> None:
         if memory.tiles:
-            memory.make_real(low, high)
-        store.write(reader.read(source))
+            for low, high in reads:
+                memory.make_real(low, high)
+        store.write(stream())
 
     return run_trf
 
@@ -304,9 +277,15 @@ class _ContractionStep:
     """A contraction at fixed addresses; compiled for shared and for separate register rows."""
 
     def __init__(
-        self, work: Pass, at: PortAddresses, memory: ChipMemory, weights: WeightCache
+        self,
+        work: Pass,
+        at: PortAddresses,
+        memory: ChipMemory,
+        weights: WeightCache,
+        where: Where,
     ) -> None:
         self._work, self._at, self._memory, self._weights = work, at, memory, weights
+        self._where = where
         stream, rows = work.plan.footprints[:2]
         self._span = (at.a + stream.low, at.a + stream.high)
         c = work.plan.command
@@ -323,7 +302,9 @@ class _ContractionStep:
                 self._memory.unshare(granules)
         variant = self._variants.get(shared)
         if variant is None:
-            variant = _Contraction(self._work, shared, self._at, self._memory, self._weights)
+            variant = _Contraction(
+                self._work, shared, self._at, self._memory, self._weights, self._where
+            )
             self._variants[shared] = variant
         variant.run(self._span)
 
@@ -345,34 +326,42 @@ class _Contraction:
         at: PortAddresses,
         memory: ChipMemory,
         weights: WeightCache,
+        where: Where,
     ) -> None:
         c = work.plan.command
         groups = group_axes(work, shared)
         self._groups = groups
         self._memory, self._weights, self._address = memory, weights, at.a
+        self._reads = _spans(work, at)
         self._reader = StreamReader(work, 0, groups.stream, raw=False, repeat=True)
-        self._stream = self._reader.view(memory.dm, DM_BYTES, at.a)
+        self._stream = self._reader.bind(memory.dm, DM_BYTES, at.a, where)
         self._geometry = weights.intern(self._reader.geometry)
-        self._registers = RegisterRows(work, groups)
         self._window = rows_window(work, at, memory)
         self._window_slices = 1 if shared else work.plan.slices
-        self._rows = self._registers.view(self._window, at.trf)
+        self._rows = RegisterRows(work, groups).bind(self._window, at.trf, self._window_slices)
         self._product = product(groups, not c.trf.dtype.is_float)
         order = groups.result
         self._engine = engine(work, order, [groups.result_shape], True, at, memory)
-        self._commit = Commit(work, order, at, memory, raw=False)
+        self._commit = Commit(work, order, at.commit, memory, raw=False)
 
     def run(self, span: tuple[int, int]) -> None:
-        tile = self._memory.tile_at(*span)
+        tile = self._tile(*span)
         if tile is None:
-            values = self._reader.read(self._stream)
-            operand = whole_operand(values, self._groups)
+            operand = whole_operand(self._stream(), self._groups)
         else:
             operand = self._weights.operand(
                 tile, self._address, self._geometry, self._reader, self._groups
             )
         self._window.load(self._window_slices)
-        x = self._product(operand, self._registers.decode(self._rows))
+        x = self._product(operand, self._rows())
         if self._engine is not None:
             x = self._engine.run(x)
         self._commit.write(x)
+
+    def _tile(self, low: int, high: int) -> Tile | None:
+        """The tile that the stream is a part of, if its decoded copy can be used."""
+        if self._reader.gathers:
+            for span in self._reads:
+                self._memory.make_real(*span)
+            return None
+        return self._memory.tile_at(low, high)

@@ -25,10 +25,10 @@ from ..backend_rngd.isa.instructions import Indirect, Sink, Space
 from ..backend_rngd.isa.plan import DmaPlan, ExecPlan, Memory
 from ..backend_rngd.isa.rules import DM_BYTES
 from .axes import Axis, Pass
+from .commit import WRITTEN, Commit
 from .contraction import RegisterRows, group_axes
 from .dma_values import End, bind_end, region_of
 from .exec_values import (
-    Commit,
     PortAddresses,
     is_move,
     pass_of,
@@ -38,13 +38,13 @@ from .exec_values import (
 )
 from .hbm import Buffer, Region
 from .memory import ChipMemory
+from .register_file import LaneWindow
 from .stream import StreamReader
 from .tensor_io import element_view
 from .vector import VectorProgram
 
 Array = np.ndarray
 Namer = Callable[[Call, Issued], str]
-WRITTEN = 0xFF
 
 
 def check_initialised(
@@ -101,23 +101,33 @@ class _Shadow:
         work, at = pass_of(plan), PortAddresses.of(plan, resolved)
         reads = _Reads(plan, resolved, self._chip, where)
         for port, address in enumerate((at.a, at.b)[: 1 + plan.command.stream.pair]):
+            if plan.command.generate is not None:
+                break
             reader = StreamReader(work, port, work.axes, raw=True)
+            if reader.gathers:
+                reads.check_hull(port)
+                continue
             reads.check(port, lambda: reader.view(self._chip.dm, DM_BYTES, address))  # noqa: B023
         order, shapes = work.axes, [tuple(axis.n for axis in work.axes)]
+        if plan.command.switch.bitmap is not None:
+            reads.check_hull(len(plan.ports) - 2)
         if plan.command.contraction is not None:
             groups = group_axes(work, shared=False)
             order, shapes = groups.result, [groups.result_shape]
             window = rows_window(work, at, self._chip)
             window.load(plan.slices)
             rows = RegisterRows(work, groups)
-            reads.check(1, lambda: rows.view(window, at.trf), window.buffer)
+            if plan.command.trf.dtype.bits < 8:
+                span = plan.footprints[1]
+                reads.check_lanes(1, window, at.trf + span.low, at.trf + span.high)
+            else:
+                reads.check(1, lambda: rows.view(window, at.trf), window.buffer)
         if plan.uses_vrf:
             self._check_vrf(work, at, order, shapes, reads)
         sink = plan.command.commit.sink
         if sink == Sink.DM:
             raw = is_move(work)
-            for target in Commit(work, order, at, self._chip, raw).targets:
-                _mark(target)
+            Commit(work, order, at.commit, self._chip, raw).mark()
         elif sink == Sink.VRF:
             _mark(store_target(work, at.commit, self._chip.vrf))
         else:
@@ -137,7 +147,7 @@ class _Shadow:
     ) -> None:
         """Compiling the units asks for exactly the operands that they read."""
         vector = work.plan.command.vector
-        port = len(work.plan.ports) - 2
+        port = len(work.plan.ports) - 2 - (work.plan.command.switch.bitmap is not None)
 
         def register(shape: tuple[int, ...], strides: tuple[int, ...], group: int) -> Array:
             start = at.vrf + group * vector.vrf_pair
@@ -145,7 +155,7 @@ class _Shadow:
             reads.check(port, lambda: view)
             return view
 
-        VectorProgram(vector, order, shapes * (1 + work.plan.command.stream.pair), False, register)
+        VectorProgram(work, order, shapes * (1 + work.plan.command.stream.pair), False, register)
 
     # --- transfers ---
 
@@ -209,6 +219,20 @@ class _Reads:
         hull = memory[: self._plan.slices, base + f.low : base + f.high]
         if not hull.all():
             _must_be_written(elements(), memory, f.memory, self._where)
+
+    def check_hull(self, port: int) -> None:
+        """All bytes of data memory between the first and the last that is read. Raises: SIM012."""
+        f, base = self._plan.footprints[port], self._resolved[port]
+        hull = self._chip.dm[: self._plan.slices, base + f.low : base + f.high]
+        _must_be_written(hull, self._chip.dm, f.memory, self._where)
+
+    def check_lanes(self, port: int, window: LaneWindow, low: int, high: int) -> None:
+        """Bytes [low, high) of every lane that a contraction uses. Raises: SIM012."""
+        shape = (self._plan.slices, self._plan.command.commit.lanes, high - low)
+        strides = (window.buffer.shape[1], window.lane_bytes, 1)
+        lanes = np.ndarray(shape, np.uint8, window.buffer, window.start + low, strides)
+        memory = self._plan.footprints[port].memory
+        _must_be_written(lanes, window.buffer, memory, self._where)
 
 
 def _must_be_written(view: Array, memory: Array, which: Memory, where: Callable[[], str]) -> None:

@@ -9,7 +9,11 @@ of the vendor's published host oracle (docs/hardware.md, "Numerics"); silicon is
 - f8e5m2: halves round up in magnitude; a subnormal's mantissa stays at most 3; beyond the range
   infinity; NaN is 0x7E.
 - f32 to i32: halves round away from zero; clamps; NaN becomes the largest value of its sign.
-- i32 to i16 and i8: wraps. i32 to f32: round to nearest even.
+- i32 to i16, i8 and i4: wraps. i32 to f32: round to nearest even.
+- Fixed-point numbers with `f` bits behind the point: the same after multiplying by 2**f, which is
+  exact, and before dividing by it.
+- f4e2m1 has the values 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; tables from it to f8 and
+  from f8 to bf16 keep every value (f8 NaN becomes 0x7FC0).
 """
 
 from __future__ import annotations
@@ -35,11 +39,16 @@ _RAW: dict[DType, np.dtype[np.generic]] = {
     DType.F8E5M2: np.dtype(np.uint8),
     DType.I8: np.dtype(np.int8),
     DType.I16: np.dtype(np.int16),
+    DType.I4: np.dtype(np.int8),
+    DType.F4E2M1: np.dtype(np.uint8),
 }
 
 
 def raw_dtype(dtype: DType) -> np.dtype[np.generic]:
-    """The numpy type that holds elements of `dtype` in memory: bits for small floats."""
+    """The numpy type that holds elements of `dtype`: bits for small floats.
+
+    4-bit elements have a byte each here; in memory two share one (`nibbles`, `packed_nibbles`).
+    """
     return _RAW[dtype]
 
 
@@ -152,18 +161,64 @@ def f32_to_f8e5m2(values: Array) -> Array:
 # --- integers ---
 
 
-def f32_to_i32(values: Array) -> Array:
-    """f32 -> i32."""
-    wide = values.astype(np.float64)
+def f32_to_i32(values: Array, fraction_bits: int = 0) -> Array:
+    """f32 -> i32, a fixed-point number."""
+    wide = values.astype(np.float64) * 2.0**fraction_bits
     rounded = np.trunc(wide + np.copysign(0.5, wide))
     clamped = np.clip(rounded, -(2.0**31), 2.0**31 - 1)
     limit = np.where(np.signbit(values), -(2.0**31), 2.0**31 - 1)
     return np.where(np.isnan(values), limit, clamped).astype(np.int32)
 
 
-def i32_to_f32(values: Array) -> Array:
-    """i32 -> f32."""
-    return values.astype(np.float32)
+def i32_to_f32(values: Array, fraction_bits: int = 0) -> Array:
+    """i32, a fixed-point number -> f32."""
+    converted = values.astype(np.float32)
+    if fraction_bits:
+        converted *= np.float32(2.0**-fraction_bits)
+    return converted
+
+
+def saturate(values: Array) -> Array:
+    """i64 -> i32."""
+    clipped: Array = np.clip(values, -(1 << 31), (1 << 31) - 1).astype(np.int32)
+    return clipped
+
+
+# --- 4-bit elements ---
+
+
+def nibbles(content: Array, signed: bool) -> Array:
+    """u8[..., n] -> [..., 2n]: the low half of a byte is the first element."""
+    parts = np.empty((*content.shape, 2), np.uint8)
+    np.bitwise_and(content, 15, out=parts[..., 0])
+    np.right_shift(content, 4, out=parts[..., 1])
+    if signed:
+        parts ^= 8
+        parts -= 8
+    flat: Array = parts.reshape(*content.shape[:-1], -1).view(np.int8 if signed else np.uint8)
+    return flat
+
+
+def packed_nibbles(values: Array) -> Array:
+    """[..., 2n] of i32 -> u8[..., n], wrapping."""
+    codes = values.astype(np.uint8) & np.uint8(15)
+    packed: Array = codes[..., ::2] | codes[..., 1::2] << np.uint8(4)
+    return packed
+
+
+# --- the fetch adapter's tables ---
+
+
+@functools.cache
+def lookup_table(source: DType, target: DType) -> Array:
+    """The code of `target` for each code of `source`."""
+    if source == DType.F4E2M1:
+        magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+        values = np.concatenate([magnitudes, -magnitudes])
+    else:
+        values = _f8_values(source)
+    codes: Array = encoder(target)(values)
+    return codes
 
 
 def _copy(values: Array) -> Array:
@@ -191,6 +246,7 @@ _DECODERS: dict[DType, Callable[[Array], Array]] = {
     DType.F8E5M2: f8e5m2_to_f32,
     DType.I8: _widen,
     DType.I16: _widen,
+    DType.I4: _widen,
 }
 _ENCODERS: dict[DType, Callable[[Array], Array]] = {
     DType.BF16: f32_to_bf16,
@@ -200,6 +256,7 @@ _ENCODERS: dict[DType, Callable[[Array], Array]] = {
     DType.F8E5M2: f32_to_f8e5m2,
     DType.I8: _narrow(DType.I8),
     DType.I16: _narrow(DType.I16),
+    DType.I4: _narrow(DType.I8),
 }
 
 

@@ -9,12 +9,14 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     MAX_COUNTERS,
     MAX_LOOPS,
     MAX_STEPS,
-    MAX_VECTOR_OPS,
     REGISTERS,
     SEMAPHORES,
     Alu,
     Birth,
+    Clipper,
     Commit,
+    Comparator,
+    Comparison,
     Context,
     Contraction,
     Control,
@@ -24,6 +26,9 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Exec,
     Fate,
     Fold,
+    Gate,
+    Generate,
+    Groups,
     Head,
     IndexList,
     Indirect,
@@ -33,21 +38,31 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Reduce,
     Side,
     Sink,
+    Slot,
     Source,
     Space,
     Step,
     Stream,
     Switch,
     Topology,
+    ValidDim,
     Vector,
     VectorOp,
     Wait,
+)
+from furiosa_llm.backend_rngd.isa.vector_fields import (
+    MAX_COMPARATORS,
+    MAX_GATES,
+    MAX_SLOTS,
+    MAX_VECTOR_OPS,
 )
 
 signed = st.integers(-(2**31), 2**31 - 1)
 unsigned = st.integers(0, 2**32 - 1)
 short = st.integers(-(2**15), 2**15 - 1)
 byte = st.integers(0, 255)
+half = st.integers(0, 65535)
+nibble = st.integers(0, 15)
 registers = st.none() | st.integers(0, REGISTERS - 1)
 semaphores = st.integers(0, SEMAPHORES - 1)
 lane_counts = st.sampled_from([1, 2, 4, 8])
@@ -77,6 +92,8 @@ counters = st.builds(
     commit=signed,
     slices=short,
     lanes=short,
+    valid_dim=st.sampled_from(ValidDim),
+    valid_step=half,
 )
 streams = st.builds(
     Stream,
@@ -85,7 +102,9 @@ streams = st.builds(
     runs=st.integers(1, 65535),
     run_stride=signed,
     pad=st.integers(0, 65535),
+    lookup=st.none() | st.sampled_from(DType),
     cast=st.none() | st.sampled_from(DType),
+    zero_point=st.none() | st.integers(-128, 127),
     pair=st.booleans(),
 )
 digits = st.builds(Digit, st.integers(0, 7), st.integers(1, 8), short, signed)
@@ -94,6 +113,7 @@ switches = st.builds(
     st.sampled_from(Topology),
     st.integers(0, 65535),
     st.lists(digits, max_size=2).map(tuple),
+    st.none() | unsigned,
 )
 contractions = st.builds(
     Contraction,
@@ -111,7 +131,12 @@ vector_ops = st.builds(
     st.sampled_from(Source),
     st.booleans(),
     st.booleans(),
+    st.integers(0, 31),
+    st.sampled_from(Groups),
 )
+comparators = st.builds(Comparator, st.sampled_from(Comparison), unsigned)
+slots = st.builds(Slot, st.sampled_from(Source), nibble, nibble, st.booleans())
+gates = st.builds(Gate, half, half, half, st.booleans())
 vectors = st.builds(
     Vector,
     ops=st.lists(vector_ops, max_size=MAX_VECTOR_OPS).map(tuple),
@@ -124,6 +149,10 @@ vectors = st.builds(
     vrf_lane=signed,
     vrf_column=signed,
     vrf_pair=signed,
+    comparators=st.lists(comparators, max_size=MAX_COMPARATORS).map(tuple),
+    slots=st.lists(slots, max_size=MAX_SLOTS).map(tuple),
+    gates=st.lists(gates, max_size=MAX_GATES).map(tuple),
+    clipper=st.none() | st.builds(Clipper, half, byte),
 )
 commits = st.builds(
     Commit,
@@ -158,6 +187,7 @@ def execs(draw: st.DrawFn) -> Exec:
         contraction=contraction,
         trf_lanes=contraction.lanes if contraction else draw(lane_counts),
         vector=draw(vectors),
+        generate=draw(st.none() | st.builds(Generate, unsigned, st.booleans())),
     )
 
 

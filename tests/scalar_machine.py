@@ -10,6 +10,7 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -18,10 +19,12 @@ import numpy as np
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Birth,
+    Comparison,
     Counter,
     Dma,
     Exec,
     Fate,
+    Groups,
     Indirect,
     Op,
     Placement,
@@ -31,9 +34,10 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Sink,
     Source,
     Space,
+    ValidDim,
     VectorOp,
 )
-from furiosa_llm.backend_rngd.isa.rules import STAGE
+from furiosa_llm.backend_rngd.isa.units import STAGE
 
 DM_BYTES, TRF_BYTES, VRF_BYTES, SLICE_BYTES = 1 << 19, 1 << 16, 1 << 13, 1 << 22
 REDUCER_AFTER = 3
@@ -53,6 +57,9 @@ class ScalarMachine:
     def execute(self, c: Exec) -> None:
         """Fetch everything, compute everything, then write everything."""
         slices = range(c.valid_slices or 64 << c.group)
+        if c.generate is not None:
+            self.constants(c, slices)
+            return
         if c.commit.sink != Sink.DM:
             stores = [
                 (s, t, self.packet(c, c.a, 0, s, t)) for s in slices for t in steps(c.counters)
@@ -67,8 +74,31 @@ class ScalarMachine:
         for s, values in results.items():
             self.commit(c, s, values)
 
+    def constants(self, c: Exec, slices: Sequence[int]) -> None:
+        assert c.generate is not None
+        for s in slices:
+            for number, (*t, q) in enumerate(
+                itertools.product(*(range(k.n) for k in c.counters), range(c.commit.columns))
+            ):
+                at = c.commit_port.base + q * c.commit.column_stride
+                at += sum(i * k.commit for i, k in zip(t, c.counters, strict=True))
+                size = c.commit_port.dtype.bits // 8
+                value = c.generate.value + (number if c.generate.count_up else 0)
+                raw = (value % (1 << 32)).to_bytes(4, "little")[:size]
+                self.dm[s][at : at + size] = np.frombuffer(raw, np.uint8)
+
+    def snooped(self, c: Exec, s: int, step: int) -> int:
+        """The slice that bit number `step` of slice s's bitmap stands for."""
+        assert c.switch.bitmap is not None
+        bits = int.from_bytes(self.dm[s][c.switch.bitmap :][: max(8, c.switch.ring // 8)], "little")
+        named = [r for r in range(c.switch.ring) if bits >> r & 1]
+        return s - s % c.switch.ring + named[step]
+
     def source_slice(self, c: Exec, s: int, t: Sequence[int]) -> tuple[int, int]:
         """(source slice, bytes of fetch address that its digits add)."""
+        if c.switch.bitmap is not None:
+            brought = [i for k, i in zip(c.counters, t, strict=True) if k.birth == Birth.SLICE]
+            return self.snooped(c, s, sum(brought)), 0
         source, extra = s - s % c.switch.ring, 0
         if c.switch.ring == 1:
             source = s
@@ -89,11 +119,13 @@ class ScalarMachine:
             if k.birth != Birth.REUSE:
                 at += i * (k.b if which else k.a)
         st = c.stream
-        size = port.dtype.bits // 8
+        half_bytes = port.dtype.bits // 4
         found: list[Value] = []
         for e in range(st.run * st.runs):
-            place = at + e // st.run * st.run_stride + e % st.run * st.run_step * size
-            found.append(cast(load(self.dm[source], place, port.dtype), port.dtype, st.cast))
+            place = 2 * (at + e // st.run * st.run_stride) + e % st.run * st.run_step * half_bytes
+            value = load_half(self.dm[source], place, port.dtype)
+            value = cast(value, port.dtype, st.cast)
+            found.append(value if st.zero_point is None else int(value) - st.zero_point)
         return found + [0] * (max(len(found), st.pad) - len(found))
 
     def stream(self, c: Exec, s: int) -> dict[tuple[int, ...], list[Value]]:
@@ -125,11 +157,12 @@ class ScalarMachine:
         packet = self.packet(c, c.a, 0, s, t)
         at = c.trf.base
         at += sum(i * counter.trf for i, counter in zip(t, c.counters, strict=True))
-        size = c.trf.dtype.bits // 8
+        half_bytes = c.trf.dtype.bits // 4
         columns: list[Value] = [0] * (len(packet) >> k.depth)
         for x, value in enumerate(packet):
-            place = trf_byte(k.lanes, lane, at + x * size % k.trf_read)
-            row = load(self.trf[s], place, c.trf.dtype)
+            inside = x * half_bytes % (2 * k.trf_read)
+            place = 2 * trf_byte(k.lanes, lane, at + inside // 2) + inside % 2
+            row = load_half(self.trf[s], place, c.trf.dtype)
             columns[x >> k.depth] += value * row
         return columns
 
@@ -161,7 +194,7 @@ class ScalarMachine:
                 for q, x in enumerate(columns)
             ]
         if v.reduce != Reduce.NONE:
-            merged = reduced(c, kept, merged)
+            merged = reduced(c, kept, merged, s)
             kept = [k for k in kept if k.fate == Fate.OUT]
         return {
             (lane, *t): [
@@ -187,11 +220,24 @@ class ScalarMachine:
     ) -> Value:
         """One element through `ops`; at a zip the other group's element goes the same way."""
         key = (lane, *t, q)
+        tag = tag_of(c, x)
         for i, op in enumerate(ops):
             if op.stash:
                 stash[key] = x
+            if op.groups == (Groups.SECOND if group == 0 else Groups.FIRST):
+                continue
             operands = []
-            for source in (op.y, op.z):
+            sources = [op.y, op.z]
+            if op.y == Source.SELECT:
+                matching = [
+                    slot.source
+                    for slot in c.vector.slots
+                    if (tag & slot.mask == slot.value) != slot.negate
+                ]
+                if not matching:
+                    continue
+                sources[0] = matching[0]
+            for source in sources:
                 if source == Source.ZIP:
                     assert others is not None
                     other = self.units(c, ops[:i], s, lane, kept, t, q, others[q], None, stash, 1)
@@ -225,10 +271,23 @@ class ScalarMachine:
                     value = result_value(c, columns[q])
                     if o.relu:
                         value = rectified(value)
-                save(self.dm[s], at + q * o.column_stride, value, c.commit_port.dtype)
+                if c.commit_port.dtype == DType.I4:
+                    place = 2 * c.commit_port.base + at - c.commit_port.base + q * o.column_stride
+                    save_half(self.dm[s], place, int(value))
+                else:
+                    save(self.dm[s], at + q * o.column_stride, value, c.commit_port.dtype)
 
     def store(self, c: Exec, s: int, t: Sequence[int], packet: Sequence[Value]) -> None:
         size = c.commit_port.dtype.bits // 8
+        if c.commit_port.dtype == DType.I4:
+            packed = [
+                int(a) & 15 | (int(b) & 15) << 4
+                for a, b in zip(packet[::2], packet[1::2], strict=True)
+            ]
+            signed = [v - 256 if v > 127 else v for v in packed]
+            i8 = replace(c, commit_port=replace(c.commit_port, dtype=DType.I8))
+            self.store(i8, s, t, signed)
+            return
         if c.commit.sink == Sink.TRF:
             lane = sum(i * k.lanes for i, k in zip(t, c.counters, strict=True))
             at = c.commit_port.base + sum(i * k.trf for i, k in zip(t, c.counters, strict=True))
@@ -278,19 +337,74 @@ def steps(counters: Sequence[Counter]) -> Iterator[tuple[int, ...]]:
 
 
 def reduced(
-    c: Exec, kept: Sequence[Counter], results: dict[tuple[int, ...], list[Value]]
+    c: Exec, kept: Sequence[Counter], results: dict[tuple[int, ...], list[Value]], s: int
 ) -> dict[tuple[int, ...], list[Value]]:
-    """Fold the VSUM counters, and the columns if asked for."""
+    """Fold the VSUM counters, and the columns if asked for; what is not valid is left out."""
     found: dict[tuple[int, ...], list[Value]] = {}
     for (lane, *t), columns in results.items():
         key = (lane, *(i for i, k in zip(t, kept, strict=True) if k.fate == Fate.OUT))
-        values = list(columns)
+        count = valid_count(c, kept, t, s)
+        values = [v if q < count else neutral(c.vector.reduce) for q, v in enumerate(columns)]
         if c.vector.reduce_columns:
             values = [fold_all(c.vector.reduce, values)]
         if key in found:
             values = [fold(c.vector.reduce, a, b) for a, b in zip(found[key], values, strict=True)]
         found[key] = values
+    if c.vector.reduce == Reduce.IADD_SAT:
+        return {key: [saturated(int(v)) for v in values] for key, values in found.items()}
     return found
+
+
+def valid_count(c: Exec, kept: Sequence[Counter], t: Sequence[int], s: int) -> int:
+    """Valid columns of the packet of step `t` in slice `s`."""
+    index = dict.fromkeys(ValidDim, 0)
+    for i, k in zip(t, kept, strict=True):
+        index[k.valid_dim] += i * k.valid_step
+    for gate, dim in zip(c.vector.gates, list(ValidDim)[2:], strict=False):
+        part = s & gate.mask
+        inside = index[dim] < gate.bound
+        if part > gate.slice_bound and not (gate.time_major and inside):
+            return 0
+        if part == gate.slice_bound and not inside:
+            return 0
+    clipper = c.vector.clipper
+    if clipper is None:
+        return 1 << 16
+    return min(clipper.span, max(0, clipper.size - index[ValidDim.PACKET]))
+
+
+def neutral(kind: Reduce) -> Value:
+    return {
+        Reduce.ADD: 0.0,
+        Reduce.MAX: -math.inf,
+        Reduce.MIN: math.inf,
+        Reduce.IMAX: -(1 << 31),
+        Reduce.IMIN: (1 << 31) - 1,
+        Reduce.IADD_SAT: 0,
+    }[kind]
+
+
+def tag_of(c: Exec, x: Value) -> int:
+    """The bits of the comparisons that hold; as the stream's type has it, or unsigned."""
+    dtype = c.stream.cast or c.stream.lookup or c.a.dtype
+    tag = 0
+    for bit, comparator in enumerate(c.vector.comparators):
+        pattern = wrap(comparator.boundary)
+        a: Value = as_float(x) if dtype.is_float else as_int(x)
+        b: Value = as_float(pattern) if dtype.is_float else pattern
+        if comparator.kind in (Comparison.LESS_UNSIGNED, Comparison.GREATER_UNSIGNED):
+            a, b = as_int(x) % (1 << 32), comparator.boundary
+        holds = {
+            Comparison.FALSE: False,
+            Comparison.TRUE: True,
+            Comparison.EQUAL: a == b,
+            Comparison.LESS: a < b,
+            Comparison.LESS_UNSIGNED: a < b,
+            Comparison.GREATER: a > b,
+            Comparison.GREATER_UNSIGNED: a > b,
+        }[comparator.kind]
+        tag |= holds << bit
+    return tag
 
 
 def across_slices(
@@ -310,6 +424,8 @@ def across_slices(
             ]
             for key in group[0]
         }
+        if v.slice_reduce == Reduce.IADD_SAT:
+            found[s] = {k: [saturated(int(x)) for x in row] for k, row in found[s].items()}
     return found
 
 
@@ -321,12 +437,16 @@ def fold_all(kind: Reduce, values: Sequence[Value]) -> Value:
 
 
 def fold(kind: Reduce, a: Value, b: Value) -> Value:
+    if kind == Reduce.IADD_SAT:  # saturated once, at the end
+        return (a if isinstance(a, int) else as_int(a)) + (b if isinstance(b, int) else as_int(b))
     if kind in (Reduce.IADD, Reduce.IMAX, Reduce.IMIN):
         i, j = as_int(a), as_int(b)
         return {Reduce.IADD: wrap(i + j), Reduce.IMAX: max(i, j), Reduce.IMIN: min(i, j)}[kind]
     x, y = as_float(a), as_float(b)
     if kind == Reduce.ADD:
         return to_f32(x + y)
+    if kind == Reduce.MUL:
+        return to_f32(x * y)
     return float(np.maximum(x, y) if kind == Reduce.MAX else np.minimum(x, y))
 
 
@@ -344,12 +464,21 @@ def unit(op: VectorOp, x: Value, operands: Sequence[Value]) -> Value:
         Op.IMUL: lambda a, b: a * b,
         Op.IMIN: min,
         Op.IMAX: max,
+        Op.IADD_SAT: lambda a, b: saturated(a + b),
+        Op.ISUB_SAT: lambda a, b: saturated(a - b),
+        Op.SHL_SAT: lambda a, b: saturated(a << (b if 0 <= b < 32 else 32)),
+        Op.MUL_FXP: lambda a, b: saturated(((a * b >> 30) + 1) >> 1),
+        Op.SAR_ROUND: lambda a, b: (a + (1 << b >> 1)) >> b if 0 <= b < 32 else 0,
+        Op.IABSMIN: lambda a, b: min(abs(a), abs(b)),
+        Op.IABSMAX: lambda a, b: max(abs(a), abs(b)),
     }
     if op.op in integer:
         a, b = as_int(x), as_int(operands[0])
         return wrap(integer[op.op](b, a) if op.reverse else integer[op.op](a, b))
     if op.op == Op.ITOF:
-        return to_f32(float(as_int(x)))
+        return to_f32(float(as_int(x)) / 2 ** (31 - op.int_width))
+    if op.op == Op.FTOI:
+        return half_away(as_float(x) * 2.0 ** (31 - op.int_width))
     values = [as_float(x), *map(as_float, operands)]
     if op.reverse:
         values[:2] = values[1::-1]
@@ -376,9 +505,11 @@ def float_unit(op: Op, values: Sequence[float]) -> Value:
         Op.MIN: lambda: np.minimum(x, y),
         Op.MAX: lambda: np.maximum(x, y),
         Op.FMA: lambda: to_f32(x * y) + z,
+        Op.ABSMIN: lambda: np.minimum(abs(x), abs(y)),
+        Op.ABSMAX: lambda: np.maximum(abs(x), abs(y)),
     }
     with np.errstate(all="ignore"):
-        return half_away(float(x)) if op == Op.FTOI else to_f32(float(one[op]()))
+        return to_f32(float(one[op]()))
 
 
 def half_away(value: float) -> int:
@@ -394,6 +525,10 @@ def wrap(value: int) -> int:
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
+def saturated(value: int) -> int:
+    return max(-(1 << 31), min((1 << 31) - 1, value))
+
+
 def to_f32(value: float) -> float:
     with np.errstate(all="ignore"):
         return float(np.float32(value))
@@ -405,6 +540,25 @@ def as_int(value: Value) -> int:
 
 def as_float(value: Value) -> float:
     return value if isinstance(value, float) else struct.unpack("<f", struct.pack("<i", value))[0]
+
+
+F4E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def load_half(memory: np.ndarray, place: int, dtype: DType) -> Value:
+    """An element at a half byte: the low half of a byte comes first."""
+    if dtype.bits >= 8:
+        assert place % 2 == 0, place
+        return load(memory, place // 2, dtype)
+    code = int(memory[place // 2]) >> 4 * (place % 2) & 15
+    if dtype == DType.F4E2M1:
+        return math.copysign(F4E2M1[code & 7], -1.0 if code > 7 else 1.0)
+    return code - 16 if code > 7 else code
+
+
+def save_half(memory: np.ndarray, place: int, value: int) -> None:
+    shift = 4 * (place % 2)
+    memory[place // 2] = int(memory[place // 2]) & ~(15 << shift) & 255 | (value & 15) << shift
 
 
 def load(memory: np.ndarray, at: int, dtype: DType) -> Value:
@@ -432,7 +586,7 @@ def round_bf16(value: float) -> float:
 
 def result_value(c: Exec, value: Value) -> Value:
     """The last unit may have left another view of the bits than the result's type."""
-    dtype = c.stream.cast or c.a.dtype
+    dtype = c.stream.cast or c.stream.lookup or c.a.dtype
     is_float = dtype.is_float
     for op in c.vector.ops:
         is_float = op.op == Op.ITOF or (is_float and op.op != Op.FTOI)

@@ -30,6 +30,9 @@ SINGULAR = {
     "counters": "counter",
     "digits": "digit",
     "ops": "op",
+    "comparators": "comparator",
+    "slots": "slot",
+    "gates": "gate",
     "steps": "step",
 }
 """How one element of a field that lists parts is called."""

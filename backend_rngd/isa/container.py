@@ -29,13 +29,8 @@ from ... import errors
 from .dtypes import DType
 from .instructions import REGISTERS, Control, Dma, Exec, Instruction
 from .layout import Count, Derived, Layout, Size, Table
+from .record_types import CONTROL, DMA, EXEC, KIND_CONTROL, KIND_DMA, KIND_EXEC
 from .records import (
-    CONTROL,
-    DMA,
-    EXEC,
-    KIND_CONTROL,
-    KIND_DMA,
-    KIND_EXEC,
     decode_control,
     decode_dma,
     decode_exec,

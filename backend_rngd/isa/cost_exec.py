@@ -27,7 +27,7 @@ from .instructions import (
 )
 from .machine import Machine
 from .plan import ExecPlan
-from .rules import REDUCE_STAGE, STAGE
+from .units import REDUCE_STAGE, STAGE
 
 FLOAT_STAGES = range(3, 6)
 """Stages between Narrow and Widen: float units, reducer, divider."""

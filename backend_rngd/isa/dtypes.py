@@ -19,6 +19,8 @@ class DType(IntEnum):
     I8 = 6
     I16 = 7
     I4 = 8
+    F4E2M1 = 9
+    """Only a table lookup reads it."""
 
     @property
     def bits(self) -> int:
@@ -26,15 +28,21 @@ class DType(IntEnum):
 
     @property
     def is_float(self) -> bool:
-        return self in (DType.BF16, DType.F32, DType.F8E4M3, DType.F8E5M2)
+        return self in (
+            DType.BF16,
+            DType.F32,
+            DType.F8E4M3,
+            DType.F8E5M2,
+            DType.F4E2M1,
+        )
 
     def bytes_for(self, elements: int) -> int:
-        """Bytes that `elements` packed values take (two i4 share a byte)."""
+        """Bytes that `elements` packed values take (two of 4 bits share a byte)."""
         return (elements * self.bits + 7) // 8
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        """The numpy type; i4 has none, because values of i4 are not executed yet."""
+        """The numpy type; 4-bit types have none, two of them share a byte."""
         return _NUMPY[self]
 
 
@@ -47,6 +55,7 @@ _BITS = {
     DType.I8: 8,
     DType.I16: 16,
     DType.I4: 4,
+    DType.F4E2M1: 4,
 }
 
 _NUMPY: dict[DType, np.dtype[np.generic]] = {

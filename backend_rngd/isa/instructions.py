@@ -6,6 +6,8 @@ commit. `Dma` moves runs of bytes between HBM and the slices' data memories. `Co
 the commands that follow it. `records.py` gives the bytes, `plan.py` the meaning, `cost.py` the
 cycles, `docs/isa.md` the prose.
 
+The vector engine's fields are in `vector_fields.py`; their names can be had from here too.
+
 Letters: s output slice, t counter values, l lane, e packet element, q output column.
 """
 
@@ -15,12 +17,24 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from .dtypes import DType
+from .vector_fields import Alu as Alu
+from .vector_fields import Clipper as Clipper
+from .vector_fields import Comparator as Comparator
+from .vector_fields import Comparison as Comparison
+from .vector_fields import Gate as Gate
+from .vector_fields import Groups as Groups
+from .vector_fields import Op as Op
+from .vector_fields import Placement as Placement
+from .vector_fields import Reduce as Reduce
+from .vector_fields import Slot as Slot
+from .vector_fields import Source as Source
+from .vector_fields import Vector as Vector
+from .vector_fields import VectorOp as VectorOp
 
 MAX_COUNTERS = 8
 """Entries of a sequencer, shared by all counters of a pass."""
 MAX_LOOPS = 8
 """Nested loops of a DMA command."""
-MAX_VECTOR_OPS = 10
 MAX_STEPS = 8
 """Registers that one `Control` can advance per iteration."""
 REGISTERS = 64
@@ -81,6 +95,18 @@ class Fate(IntEnum):
     """The vector engine's reducer folds it."""
 
 
+class ValidDim(IntEnum):
+    """What a counter counts for the valid counts of the vector engine's reducer."""
+
+    NONE = 0
+    PACKET = 1
+    """The axis that lies in the packet, beyond it."""
+    GATE0 = 2
+    """The axis of the first gate."""
+    GATE1 = 3
+    GATE2 = 4
+
+
 @dataclass(frozen=True)
 class Counter:
     """One loop of a pass, with a stride in bytes for each port it moves."""
@@ -100,11 +126,15 @@ class Counter:
     vrf: int = 0
     """Bytes per step in the VRF, read or stored."""
     commit: int = 0
-    """Bytes per step of what is committed to data memory."""
+    """Bytes per step of what is committed to data memory; half bytes for 4-bit results."""
     slices: int = 0
     """Source slices per step; only with `Birth.SLICE`."""
     lanes: int = 0
     """Register-file lanes per step; only when the sink is the TRF."""
+    valid_dim: ValidDim = ValidDim.NONE
+    """Which index of the valid counts it advances."""
+    valid_step: int = 0
+    """What it adds to that index per step."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +169,12 @@ class Stream:
     """Bytes from one run to the next."""
     pad: int = 0
     """Elements of the packet after collect; 0: as many as were read."""
+    lookup: DType | None = None
+    """Type that the adapter's table gives for each code that is read."""
     cast: DType | None = None
     """Type that the fetch adapter converts to."""
+    zero_point: int | None = None
+    """Subtracted from i4 or i8, which become i5 or i9; only for a contraction."""
     pair: bool = False
     """Interleave the packets of ports A and B for the vector engine's two groups."""
 
@@ -189,6 +223,8 @@ class Switch:
     """Slices that exchange packets, a power of two; 1 forwards."""
     digits: tuple[Digit, ...] = ()
     """What the output slice's bits inside the ring select."""
+    bitmap: int | None = None
+    """Custom only: address in data memory of each slice's bitmap of source slices in its ring."""
 
 
 class Fold(IntEnum):
@@ -218,147 +254,6 @@ class Contraction:
     """Order in which lanes and columns leave."""
 
 
-class Alu(IntEnum):
-    """The vector engine's units, in pipeline order of their stages."""
-
-    LOGIC_AND = 0
-    LOGIC_OR = 1
-    LOGIC_XOR = 2
-    LOGIC_LSHIFT = 3
-    LOGIC_RSHIFT = 4
-    FXP_ADD = 5
-    FXP_LSHIFT = 6
-    FXP_MUL = 7
-    FXP_RSHIFT = 8
-    FXP_TO_FP = 9
-    FMA = 10
-    FPU = 11
-    EXP = 12
-    MUL0 = 13
-    MUL1 = 14
-    FP_DIV = 15
-    FP_TO_FXP = 16
-    CLIP_ADD = 17
-    CLIP_MAX = 18
-    CLIP_MIN = 19
-
-
-class Op(IntEnum):
-    """What a unit computes from its input x and its operands y, z."""
-
-    AND = 0
-    OR = 1
-    XOR = 2
-    SHL = 3
-    SHR = 4
-    SAR = 5
-    IADD = 6
-    ISUB = 7
-    IMUL = 8
-    ITOF = 9
-    ADD = 10
-    SUB = 11
-    MUL = 12
-    FMA = 13
-    SQRT = 14
-    TANH = 15
-    SIGMOID = 16
-    ERF = 17
-    LOG = 18
-    SIN = 19
-    COS = 20
-    EXP = 21
-    NEGEXP = 22
-    DIV = 23
-    FTOI = 24
-    MIN = 25
-    MAX = 26
-    IMIN = 27
-    IMAX = 28
-
-
-class Source(IntEnum):
-    """Where a unit's operand comes from."""
-
-    NONE = 0
-    IMM0 = 1
-    IMM1 = 2
-    IMM2 = 3
-    VRF = 4
-    STASH = 5
-    SELF = 6
-    ZIP = 7
-    """The other group's element: from here on the two groups are one."""
-
-
-@dataclass(frozen=True)
-class VectorOp:
-    """One unit's work: op(x, y[, z]), or op(y, x) when `reverse`."""
-
-    alu: Alu
-    """The unit."""
-    op: Op
-    """What it computes."""
-    y: Source = Source.NONE
-    """Its first operand beside x."""
-    z: Source = Source.NONE
-    """Its second operand; only `FMA` has one."""
-    reverse: bool = False
-    """Exchange x and y."""
-    stash: bool = False
-    """Keep this unit's input for one later `Source.STASH`."""
-
-
-class Reduce(IntEnum):
-    NONE = 0
-    ADD = 1
-    MAX = 2
-    MIN = 3
-    IADD = 4
-    IMAX = 5
-    IMIN = 6
-
-
-class Placement(IntEnum):
-    """Where the inter-slice reducer stands relative to the units."""
-
-    FIRST = 0
-    LAST = 1
-
-
-@dataclass(frozen=True)
-class Vector:
-    """The vector engine: units in order, a reducer, and a reducer across slices.
-
-    Immediates are 32-bit patterns; the unit decides whether they are i32 or f32.
-    """
-
-    ops: tuple[VectorOp, ...] = ()
-    """Units in pipeline order, each at most once."""
-    imm: tuple[int, int, int] = (0, 0, 0)
-    """Patterns of the three immediate operands."""
-    reduce: Reduce = Reduce.NONE
-    """How the reducer folds VSUM counters."""
-    reduce_columns: bool = False
-    """Fold the packet's columns too, not only the VSUM counters."""
-    slice_reduce: Reduce = Reduce.NONE
-    """How neighbouring slices are folded."""
-    slice_group: int = 1
-    """Innermost slices that share one result."""
-    slice_placement: Placement = Placement.LAST
-    """Before or after the units."""
-    vrf_lane: int = 0
-    """Bytes between the VRF operands of neighbouring lanes."""
-    vrf_column: int = 0
-    """Bytes between the VRF operands of neighbouring columns."""
-    vrf_pair: int = 0
-    """Bytes between the VRF operands of the pair's two groups."""
-
-    @property
-    def used(self) -> bool:
-        return bool(self.ops) or self.reduce != Reduce.NONE or self.slice_reduce != Reduce.NONE
-
-
 class Sink(IntEnum):
     DM = 0
     TRF = 1
@@ -369,7 +264,8 @@ class Sink(IntEnum):
 class Commit:
     """Where results go: `columns` per lane, `lanes` lanes; columns that do not exist are zero.
 
-    Bytes between lanes and columns are `lane_stride` and `column_stride`. `transpose_rows` and
+    Bytes (half bytes for 4-bit results) between lanes and columns are `lane_stride` and
+    `column_stride`. `transpose_rows` and
     `transpose_columns` describe the transposer's block when elements are not committed in the
     order they come; 0 when it is bypassed.
     """
@@ -390,6 +286,16 @@ class Commit:
     """Elements of such a row: rows that leave it."""
     relu: bool = False
     """Clamp negative results to zero."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Numbers that the sub context's commit makes itself; nothing is fetched."""
+
+    value: int = 0
+    """Pattern of the constant, or the first number."""
+    count_up: bool = False
+    """i32: element k, counters outermost first and then columns, is `value` + k."""
 
 
 @dataclass(frozen=True)
@@ -426,6 +332,13 @@ class Exec:
     """Lanes that the register file is divided into; the contraction's lanes when there is one."""
     vector: Vector = field(default_factory=Vector)
     """What the vector engine does."""
+    generate: Generate | None = None
+    """Constants instead of a stream; `stream` then only says how long a packet is."""
+
+    @property
+    def stream_dtype(self) -> DType:
+        """The type of the stream's elements behind the fetch adapter, a zero point aside."""
+        return self.stream.cast or self.stream.lookup or self.a.dtype
 
     @property
     def file_lanes(self) -> int:

@@ -26,7 +26,6 @@ from .instructions import (
     Port,
     Side,
     Sink,
-    Source,
     Space,
 )
 from .rules import (
@@ -106,7 +105,7 @@ class ExecPlan:
 
     @property
     def uses_vrf(self) -> bool:
-        return any(Source.VRF in (op.y, op.z) for op in self.command.vector.ops)
+        return self.command.vector.reads_vrf
 
     @property
     def steps(self) -> int:
@@ -162,7 +161,7 @@ def _plan_exec(c: Exec) -> ExecPlan:
         slice_axes=slice_axes(c, slices),
         columns=columns,
         lanes=c.contraction.lanes if c.contraction else 1,
-        stream_dtype=c.stream.cast or c.a.dtype,
+        stream_dtype=c.stream_dtype,
         result_dtype=result_dtype(c),
         footprints=footprints,
         ports=ports,
@@ -171,6 +170,8 @@ def _plan_exec(c: Exec) -> ExecPlan:
 
 def slice_axes(c: Exec, slices: int) -> tuple[SliceAxis, ...]:
     """The output slice as fields: above the ring, then digits and don't-cares inside it."""
+    if c.switch.bitmap is not None:
+        return (SliceAxis(slices, 1, 0),)  # the bitmap replaces it when packets are read
     ring_bits = c.switch.ring.bit_length() - 1
     axes = [SliceAxis(slices >> ring_bits, 1 << ring_bits, 0)]
     bit = ring_bits
@@ -186,9 +187,9 @@ def _exec_footprints(c: Exec, slices: int) -> Iterable[tuple[Port, Footprint]]:
     s = c.stream
     reads = [k for k in c.counters if k.birth != Birth.REUSE]
     digits = [((1 << d.bits), d.bytes) for d in c.switch.digits]
-    for port, strides in ((c.a, [k.a for k in reads]), (c.b, [k.b for k in reads])):
-        if port is c.b and not s.pair:
-            continue
+    fetched = [] if c.generate else [(c.a, [k.a for k in reads])]
+    fetched += [(c.b, [k.b for k in reads])] if s.pair else []
+    for port, strides in fetched:
         size = port.dtype.bytes_for(1)
         run_bytes = port.dtype.bytes_for(s.run if s.run_step else 1)
         loops = [(k.n, stride) for k, stride in zip(reads, strides, strict=True)]
@@ -199,9 +200,17 @@ def _exec_footprints(c: Exec, slices: int) -> Iterable[tuple[Port, Footprint]]:
         packet = c.trf.dtype.bytes_for(s.elements)
         low, high = _hull([(k.n, k.trf) for k in c.counters], min(packet, c.contraction.trf_read))
         yield c.trf, Footprint(Memory.TRF, low, high, False, 0, slices)
-    if any(Source.VRF in (op.y, op.z) for op in c.vector.ops):
+    if c.vector.reads_vrf:
         yield c.vrf, Footprint(Memory.VRF, *_vrf_hull(c), False, 0, slices)
+    if c.switch.bitmap is not None:
+        size = bitmap_bytes(c.switch.ring)
+        yield Port(c.switch.bitmap, DType.I8), Footprint(Memory.DM, 0, size, False, 0, slices)
     yield c.commit_port, _commit_footprint(c, slices)
+
+
+def bitmap_bytes(ring: int) -> int:
+    """Bytes of a slice's bitmap: bit r of byte r div 8 stands for slice r of the ring."""
+    return max(8, ring // 8)
 
 
 def _vrf_hull(c: Exec) -> tuple[int, int]:
@@ -224,7 +233,10 @@ def _commit_footprint(c: Exec, slices: int) -> Footprint:
         return Footprint(Memory.VRF, low, high, True, 0, slices)
     loops = [(k.n, k.commit) for k in out]
     loops += [(c.commit.lanes, c.commit.lane_stride), (c.commit.columns, c.commit.column_stride)]
-    return Footprint(Memory.DM, *_hull(loops, size), True, 0, slices)
+    low, high = _hull(loops, size)
+    if c.commit_port.dtype.bits < 8:  # strides of 4-bit results count half bytes
+        low, high = low // 2, -(-high // 2)
+    return Footprint(Memory.DM, low, high, True, 0, slices)
 
 
 def _hull(loops: Iterable[tuple[int, int]], size: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The bytes of a command: numpy structured dtypes, encoding and decoding.
+"""The bytes of a command: encoding and decoding. `record_types.py` has their layout.
 
 `decode_*` accepts exactly what `encode_*` can write: a reserved byte that is not zero, an
 unknown code or a count out of range is a `BinaryError` that names the record and the field, so
@@ -18,12 +18,14 @@ from .instructions import (
     MAX_COUNTERS,
     MAX_LOOPS,
     MAX_STEPS,
-    MAX_VECTOR_OPS,
     REGISTERS,
     SEMAPHORES,
     Alu,
     Birth,
+    Clipper,
     Commit,
+    Comparator,
+    Comparison,
     Context,
     Contraction,
     Control,
@@ -33,6 +35,9 @@ from .instructions import (
     Exec,
     Fate,
     Fold,
+    Gate,
+    Generate,
+    Groups,
     Head,
     IndexList,
     Indirect,
@@ -42,188 +47,31 @@ from .instructions import (
     Reduce,
     Side,
     Sink,
+    Slot,
     Source,
     Space,
     Step,
     Stream,
     Switch,
     Topology,
+    ValidDim,
     Vector,
     VectorOp,
     Wait,
 )
-
-NO_REGISTER = 255
-NO_SEMAPHORE = 255
-MAX_WAITS = 3
-MAX_SIGNALS = 2
-
-HEAD = np.dtype(
-    [
-        ("kind", "u1"),
-        ("context", "u1"),
-        ("group", "u1"),
-        ("flags", "u1"),
-        ("wait_semaphore", "u1", MAX_WAITS),
-        ("n_counters", "u1"),
-        ("wait_count", "<u2", MAX_WAITS),
-        ("n_ops", "u1"),
-        ("reserved0", "u1"),
-        ("signal_semaphore", "u1", MAX_SIGNALS),
-        ("reserved1", "u1", 2),
-        ("provenance", "<u4"),
-        ("reserved2", "u1", 8),
-    ]
+from .record_types import (
+    CONTROL,
+    DMA,
+    EXEC,
+    KIND_CONTROL,
+    KIND_DMA,
+    KIND_EXEC,
+    MAX_SIGNALS,
+    MAX_WAITS,
+    NO_REGISTER,
+    NO_SEMAPHORE,
 )
-PORT = np.dtype(
-    [
-        ("base", "<u4"),
-        ("register", "u1"),
-        ("dtype", "u1"),
-        ("reserved", "u1", 6),
-        ("limit", "<u4"),
-    ]
-)
-COUNTER = np.dtype(
-    [
-        ("n", "<u4"),
-        ("birth", "u1"),
-        ("fate", "u1"),
-        ("slices", "<i2"),
-        ("a", "<i4"),
-        ("b", "<i4"),
-        ("trf", "<i4"),
-        ("vrf", "<i4"),
-        ("commit", "<i4"),
-        ("lanes", "<i2"),
-        ("reserved", "u1", 2),
-    ]
-)
-STREAM = np.dtype(
-    [
-        ("run", "<u2"),
-        ("run_step", "u1"),
-        ("cast", "u1"),
-        ("runs", "<u2"),
-        ("pad", "<u2"),
-        ("run_stride", "<i4"),
-        ("pair", "u1"),
-        ("reserved", "u1", 3),
-    ]
-)
-DIGIT = np.dtype([("shift", "u1"), ("bits", "u1"), ("slices", "<i2"), ("bytes", "<i4")])
-SWITCH = np.dtype([("topology", "u1"), ("reserved", "u1"), ("ring", "<u2"), ("digits", DIGIT, 2)])
-CONTRACTION = np.dtype(
-    [
-        ("used", "u1"),
-        ("pack", "u1"),
-        ("lanes", "u1"),
-        ("trf_read", "u1"),
-        ("depth", "u1"),
-        ("fold", "u1"),
-        ("reserved", "u1", 2),
-    ]
-)
-VECTOR_OP = np.dtype(
-    [
-        ("alu", "u1"),
-        ("op", "u1"),
-        ("y", "u1"),
-        ("z", "u1"),
-        ("reverse", "u1"),
-        ("stash", "u1"),
-        ("reserved", "u1", 2),
-    ]
-)
-VECTOR = np.dtype(
-    [
-        ("ops", VECTOR_OP, MAX_VECTOR_OPS),
-        ("imm", "<u4", 3),
-        ("reduce", "u1"),
-        ("reduce_columns", "u1"),
-        ("slice_reduce", "u1"),
-        ("slice_placement", "u1"),
-        ("slice_group", "<u2"),
-        ("reserved", "u1", 2),
-        ("vrf_lane", "<i4"),
-        ("vrf_column", "<i4"),
-        ("vrf_pair", "<i4"),
-    ]
-)
-COMMIT = np.dtype(
-    [
-        ("sink", "u1"),
-        ("relu", "u1"),
-        ("lanes", "u1"),
-        ("transpose_rows", "u1"),
-        ("columns", "<u2"),
-        ("transpose_columns", "u1"),
-        ("reserved", "u1"),
-        ("lane_stride", "<i4"),
-        ("column_stride", "<i4"),
-    ]
-)
-EXEC = np.dtype(
-    [
-        ("head", HEAD),
-        ("a", PORT),
-        ("b", PORT),
-        ("trf", PORT),
-        ("vrf", PORT),
-        ("commit", PORT),
-        ("counters", COUNTER, MAX_COUNTERS),
-        ("stream", STREAM),
-        ("switch", SWITCH),
-        ("contraction", CONTRACTION),
-        ("vector", VECTOR),
-        ("out", COMMIT),
-        ("valid_slices", "<u2"),
-        ("reserved", "u1", 98),
-    ]
-)
-SIDE = np.dtype(
-    [
-        ("base", "<i8"),
-        ("space", "u1"),
-        ("register", "u1"),
-        ("reserved", "u1", 6),
-        ("limit", "<u8"),
-        ("strides", "<i4", MAX_LOOPS),
-    ]
-)
-DMA = np.dtype(
-    [
-        ("head", HEAD),
-        ("source", SIDE),
-        ("destination", SIDE),
-        ("n", "<u2", MAX_LOOPS),
-        ("run", "<u4"),
-        ("indirect", "u1"),
-        ("index_register", "u1"),
-        ("reserved0", "u1", 2),
-        ("index_base", "<i8"),
-        ("index_scale", "<u4"),
-        ("index_bound", "<u4"),
-        ("index_strides", "<i4", MAX_LOOPS),
-        ("index_origin", "<i4"),
-        ("reserved1", "u1", 36),
-    ]
-)
-CONTROL = np.dtype(
-    [
-        ("kind", "u1"),
-        ("n_steps", "u1"),
-        ("reserved", "u1", 2),
-        ("count", "<u4"),
-        ("length", "<u4"),
-        ("register", "u1", MAX_STEPS),
-        ("bytes", "<i4", MAX_STEPS),
-        ("reserved1", "u1", 12),
-    ]
-)
-assert (EXEC.itemsize, DMA.itemsize, CONTROL.itemsize) == (640, 256, 64)
-
-KIND_EXEC, KIND_DMA, KIND_CONTROL = 1, 2, 3
+from .vector_fields import MAX_COMPARATORS, MAX_GATES, MAX_SLOTS, MAX_VECTOR_OPS
 
 Record = Any
 """One element of a structured array; numpy gives its fields no static types."""
@@ -252,12 +100,20 @@ def encode_exec(command: Exec) -> np.ndarray:
     for i, c in enumerate(command.counters):
         out["counters"][i] = (
             *(c.n, c.birth, c.fate, c.slices, c.a, c.b, c.trf, c.vrf, c.commit, c.lanes),
-            (0, 0),
+            c.valid_step,
         )
+        out["valid_dim"][i] = c.valid_dim
     s = command.stream
-    out["stream"] = (s.run, s.run_step, s.cast or 0, s.runs, s.pad, s.run_stride, s.pair, (0,) * 3)
+    zero = (0, 0) if s.zero_point is None else (1, s.zero_point)
+    out["stream"] = (
+        *(s.run, s.run_step, s.cast or 0, s.runs, s.pad, s.run_stride, s.pair, s.lookup or 0),
+        *zero,
+    )
     out["switch"]["topology"] = command.switch.topology
     out["switch"]["ring"] = command.switch.ring
+    if command.switch.bitmap is not None:
+        out["switch"]["bitmap_used"] = 1
+        out["bitmap"] = command.switch.bitmap
     for i, digit in enumerate(command.switch.digits):
         out["switch"]["digits"][i] = (digit.shift, digit.bits, digit.slices, digit.bytes)
     k = command.contraction
@@ -266,6 +122,11 @@ def encode_exec(command: Exec) -> np.ndarray:
     else:
         out["contraction"] = (1, k.pack, k.lanes, k.trf_read, k.depth, k.fold, (0, 0))
     _put_vector(out["vector"], command.vector)
+    _put_tags(out["tags"], command.vector)
+    if command.generate is not None:
+        out["generate_used"] = 1
+        out["count_up"] = command.generate.count_up
+        out["generated"] = command.generate.value
     o = command.commit
     out["out"] = (
         *(o.sink, o.relu, o.lanes, o.transpose_rows, o.columns, o.transpose_columns, 0),
@@ -276,7 +137,10 @@ def encode_exec(command: Exec) -> np.ndarray:
 
 def _put_vector(out: Record, vector: Vector) -> None:
     for i, op in enumerate(vector.ops):
-        out["ops"][i] = (op.alu, op.op, op.y, op.z, op.reverse, op.stash, (0, 0))
+        fraction_bits = 31 - op.int_width
+        out["ops"][i] = (
+            *(op.alu, op.op, op.y, op.z, op.reverse, op.stash, fraction_bits, op.groups),
+        )
     out["imm"] = vector.imm
     for name in (
         "reduce",
@@ -289,6 +153,23 @@ def _put_vector(out: Record, vector: Vector) -> None:
         "vrf_pair",
     ):
         out[name] = getattr(vector, name)
+
+
+def _put_tags(out: Record, vector: Vector) -> None:
+    out["n_comparators"] = len(vector.comparators)
+    for i, comparator in enumerate(vector.comparators):
+        out["comparator_kind"][i] = comparator.kind
+        out["comparator_boundary"][i] = comparator.boundary
+    out["n_slots"] = len(vector.slots)
+    for i, slot in enumerate(vector.slots):
+        out["slots"][i] = (slot.source, slot.mask | slot.value << 4, slot.negate)
+    out["n_gates"] = len(vector.gates)
+    for i, gate in enumerate(vector.gates):
+        out["gates"][i] = (gate.bound, gate.mask, gate.slice_bound, gate.time_major, 0)
+    if vector.clipper is not None:
+        out["clipper_used"] = 1
+        out["clipper_size"] = vector.clipper.size
+        out["clipper_span"] = vector.clipper.span
 
 
 def encode_dma(command: Dma) -> np.ndarray:
@@ -361,7 +242,7 @@ def decode_exec(record: Record, where: str) -> Exec:
     lanes = _one_of(record["contraction"]["lanes"], (1, 2, 4, 8), where, "contraction.lanes")
     command = Exec(
         head=head,
-        counters=tuple(_counter(record["counters"][i], where, i) for i in range(n_counters)),
+        counters=tuple(_counter(record, where, i) for i in range(n_counters)),
         a=_port(record["a"], where, "a"),
         b=_port(record["b"], where, "b"),
         trf=_port(record["trf"], where, "trf"),
@@ -371,10 +252,11 @@ def decode_exec(record: Record, where: str) -> Exec:
         commit=_commit(record["out"], where),
         group=_in_range(record["head"]["group"], 0, 2, where, "group"),
         valid_slices=int(record["valid_slices"]),
-        switch=_switch(record["switch"], where),
+        switch=_switch(record, where),
         contraction=_contraction(record["contraction"], where) if used else None,
         trf_lanes=lanes,
-        vector=_vector(record["vector"], n_ops, where),
+        vector=_vector(record, n_ops, where),
+        generate=_generate(record, where),
     )
     _must_round_trip(record, encode_exec(command), where)
     return command
@@ -451,13 +333,18 @@ def _head(record: Record, kind: int, where: str) -> Head:
     return Head(context, waits, signals, int(record["provenance"]))
 
 
-def _counter(record: Record, where: str, i: int) -> Counter:
+def _counter(exec_record: Record, where: str, i: int) -> Counter:
     name = f"counters[{i}]"
+    record = exec_record["counters"][i]
     return Counter(
         n=_in_range(record["n"], 1, 65536, where, f"{name}.n"),
         birth=_enum(Birth, record["birth"], where, f"{name}.birth"),
         fate=_enum(Fate, record["fate"], where, f"{name}.fate"),
-        **{k: int(record[k]) for k in ("a", "b", "trf", "vrf", "commit", "slices", "lanes")},
+        valid_dim=_enum(ValidDim, exec_record["valid_dim"][i], where, f"{name}.valid_dim"),
+        **{
+            k: int(record[k])
+            for k in ("a", "b", "trf", "vrf", "commit", "slices", "lanes", "valid_step")
+        },
     )
 
 
@@ -471,19 +358,24 @@ def _port(record: Record, where: str, name: str) -> Port:
 
 
 def _stream(record: Record, where: str) -> Stream:
-    cast = record["cast"]
+    cast, lookup = record["cast"], record["lookup"]
+    zero_used = _flag(record["zero_used"], where, "stream.zero_used")
     return Stream(
         run=_in_range(record["run"], 1, 65535, where, "stream.run"),
         run_step=_one_of(record["run_step"], (0, 1), where, "stream.run_step"),
         runs=_in_range(record["runs"], 1, 65535, where, "stream.runs"),
         run_stride=int(record["run_stride"]),
         pad=int(record["pad"]),
+        lookup=None if lookup == 0 else _enum(DType, lookup, where, "stream.lookup"),
         cast=None if cast == 0 else _enum(DType, cast, where, "stream.cast"),
+        zero_point=int(record["zero_point"]) if zero_used else None,
         pair=_flag(record["pair"], where, "stream.pair"),
     )
 
 
-def _switch(record: Record, where: str) -> Switch:
+def _switch(exec_record: Record, where: str) -> Switch:
+    record = exec_record["switch"]
+    bitmap_used = _flag(record["bitmap_used"], where, "switch.bitmap_used")
     return Switch(
         topology=_enum(Topology, record["topology"], where, "switch.topology"),
         ring=int(record["ring"]),
@@ -497,6 +389,7 @@ def _switch(record: Record, where: str) -> Switch:
             for d in record["digits"]
             if d["bits"]
         ),
+        bitmap=int(exec_record["bitmap"]) if bitmap_used else None,
     )
 
 
@@ -510,7 +403,14 @@ def _contraction(record: Record, where: str) -> Contraction:
     )
 
 
-def _vector(record: Record, n_ops: int, where: str) -> Vector:
+def _generate(record: Record, where: str) -> Generate | None:
+    if not _flag(record["generate_used"], where, "generate_used"):
+        return None
+    return Generate(int(record["generated"]), _flag(record["count_up"], where, "count_up"))
+
+
+def _vector(exec_record: Record, n_ops: int, where: str) -> Vector:
+    record = exec_record["vector"]
     ops = tuple(
         VectorOp(
             alu=_enum(Alu, r["alu"], where, "vector.alu"),
@@ -519,6 +419,8 @@ def _vector(record: Record, n_ops: int, where: str) -> Vector:
             z=_enum(Source, r["z"], where, "vector.z"),
             reverse=_flag(r["reverse"], where, "vector.reverse"),
             stash=_flag(r["stash"], where, "vector.stash"),
+            int_width=31 - _in_range(r["fraction_bits"], 0, 31, where, "vector.fraction_bits"),
+            groups=_enum(Groups, r["groups"], where, "vector.groups"),
         )
         for r in record["ops"][:n_ops]
     )
@@ -534,7 +436,46 @@ def _vector(record: Record, n_ops: int, where: str) -> Vector:
         vrf_lane=int(record["vrf_lane"]),
         vrf_column=int(record["vrf_column"]),
         vrf_pair=int(record["vrf_pair"]),
+        **_tags(exec_record["tags"], where),
     )
+
+
+def _tags(record: Record, where: str) -> dict[str, Any]:
+    """The vector engine's fields that stand in `TAGS`."""
+    comparators = _in_range(record["n_comparators"], 0, MAX_COMPARATORS, where, "n_comparators")
+    slots = _in_range(record["n_slots"], 0, MAX_SLOTS, where, "n_slots")
+    gates = _in_range(record["n_gates"], 0, MAX_GATES, where, "n_gates")
+    clipper = None
+    if _flag(record["clipper_used"], where, "clipper_used"):
+        clipper = Clipper(int(record["clipper_size"]), int(record["clipper_span"]))
+    return {
+        "comparators": tuple(
+            Comparator(
+                _enum(Comparison, record["comparator_kind"][i], where, "comparator_kind"),
+                int(record["comparator_boundary"][i]),
+            )
+            for i in range(comparators)
+        ),
+        "slots": tuple(
+            Slot(
+                _enum(Source, r["source"], where, "slots.source"),
+                int(r["tag"]) & 15,
+                int(r["tag"]) >> 4,
+                _flag(r["negate"], where, "slots.negate"),
+            )
+            for r in record["slots"][:slots]
+        ),
+        "gates": tuple(
+            Gate(
+                int(r["bound"]),
+                int(r["mask"]),
+                int(r["slice_bound"]),
+                _flag(r["time_major"], where, "gates.time_major"),
+            )
+            for r in record["gates"][:gates]
+        ),
+        "clipper": clipper,
+    }
 
 
 def _commit(record: Record, where: str) -> Commit:

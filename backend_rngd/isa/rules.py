@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from ... import errors
 from .dtypes import DType
 from .instructions import (
-    Alu,
     Birth,
     Context,
     Contraction,
@@ -20,12 +19,17 @@ from .instructions import (
     Exec,
     Fate,
     Fold,
+    Generate,
     Op,
+    Port,
     Reduce,
     Sink,
-    Source,
+    Stream,
     Topology,
+    ValidDim,
 )
+from .topology_rules import topology_violations
+from .vector_rules import vector_violations
 
 TRF_BYTES = 65536
 TRF_HALF_BYTES = TRF_BYTES // 2
@@ -41,44 +45,7 @@ TREE_DEPTH = {4: 7, 8: 6, 16: 5}
 """Levels of the adder tree by operand width in bits."""
 TRANSPOSER_ROWS = {4: 16, 8: 8, 16: 4, 32: 2}
 """Elements that enter the transposer per cycle, by width in bits."""
-
-ALU_OPS: dict[Alu, tuple[Op, ...]] = {
-    Alu.LOGIC_AND: (Op.AND,),
-    Alu.LOGIC_OR: (Op.OR,),
-    Alu.LOGIC_XOR: (Op.XOR,),
-    Alu.LOGIC_LSHIFT: (Op.SHL,),
-    Alu.LOGIC_RSHIFT: (Op.SHR, Op.SAR),
-    Alu.FXP_ADD: (Op.IADD, Op.ISUB),
-    Alu.FXP_LSHIFT: (Op.SHL,),
-    Alu.FXP_MUL: (Op.IMUL,),
-    Alu.FXP_RSHIFT: (Op.SHR, Op.SAR),
-    Alu.FXP_TO_FP: (Op.ITOF,),
-    Alu.FMA: (Op.ADD, Op.SUB, Op.MUL, Op.FMA),
-    Alu.FPU: (Op.DIV, Op.SQRT, Op.TANH, Op.SIGMOID, Op.ERF, Op.LOG, Op.SIN, Op.COS),
-    Alu.EXP: (Op.EXP, Op.NEGEXP),
-    Alu.MUL0: (Op.MUL,),
-    Alu.MUL1: (Op.MUL,),
-    Alu.FP_DIV: (Op.DIV,),
-    Alu.FP_TO_FXP: (Op.FTOI,),
-    Alu.CLIP_ADD: (Op.ADD, Op.IADD),
-    Alu.CLIP_MAX: (Op.MAX, Op.IMAX),
-    Alu.CLIP_MIN: (Op.MIN, Op.IMIN),
-}
-STAGE = {
-    **dict.fromkeys(list(Alu)[0:5], 0),
-    **dict.fromkeys(list(Alu)[5:9], 1),
-    Alu.FXP_TO_FP: 2,
-    **dict.fromkeys(list(Alu)[10:15], 3),
-    Alu.FP_DIV: 5,
-    Alu.FP_TO_FXP: 6,
-    **dict.fromkeys(list(Alu)[17:20], 7),
-}
-"""Pipeline stage of each unit; the reducer is stage 4. Inside a stage the order is free."""
-REDUCE_STAGE = 4
-UNARY = {Op.SQRT, Op.TANH, Op.SIGMOID, Op.ERF, Op.LOG, Op.SIN, Op.COS, Op.EXP, Op.NEGEXP} | {
-    Op.ITOF,
-    Op.FTOI,
-}
+TRANSPOSER_COLUMNS = 32
 
 
 def check_exec(command: Exec, where: str) -> None:
@@ -93,7 +60,7 @@ def _violations(c: Exec) -> Iterator[tuple[str, str]]:
     yield from _switch(c)
     if c.contraction is not None:
         yield from _contraction(c, c.contraction)
-    yield from _vector(c)
+    yield from vector_violations(c)
     yield from _commit(c)
 
 
@@ -108,6 +75,8 @@ def _counters(c: Exec) -> Iterator[tuple[str, str]]:
             yield "reuse-no-fetch", f"counter {i} is re-use and has a fetch stride"
         if (counter.birth == Birth.SLICE) != (counter.slices != 0):
             yield "slice-stride", f"counter {i}: a slice stride goes with birth = slice alone"
+        if counter.birth == Birth.SLICE and (counter.a or counter.b):
+            yield "slice-stride", f"counter {i}: every slice fetches from the same addresses"
         if counter.fate == Fate.MSUM and c.contraction is None:
             yield "msum-needs-contraction", f"counter {i} sums in a contraction that is not used"
         if counter.fate == Fate.VSUM and c.vector.reduce == Reduce.NONE:
@@ -116,6 +85,8 @@ def _counters(c: Exec) -> Iterator[tuple[str, str]]:
             yield "summed-no-commit", f"counter {i} is summed and has a commit stride"
         if counter.fate == Fate.MSUM and counter.vrf:
             yield "msum-no-vrf", f"counter {i} is summed before the vector engine"
+        if counter.valid_step and counter.valid_dim == ValidDim.NONE:
+            yield "valid-dim", f"counter {i} has a step of a valid count that nothing follows"
         if counter.lanes and c.commit.sink != Sink.TRF:
             yield "lanes-only-to-trf", f"counter {i} steps lanes, but the sink is not the TRF"
     slots = _out_inside(c.counters, Fate.VSUM)
@@ -142,12 +113,16 @@ def _fetch(c: Exec) -> Iterator[tuple[str, str]]:
         size = max(1, port.dtype.bits // 8)
         if port.base % size or any(v % size for v in strides):
             yield "fetch-alignment", f"a base or stride is not a multiple of {size} B"
-    if c.head.context == Context.SUB:
+        if port.dtype.bits < 8 and (s.run % 2 or s.run_step != 1):
+            yield "nibbles", "two 4-bit elements share a byte: runs are even and have no repeats"
+    if c.head.context == Context.SUB and c.generate is None:
         run_bytes = c.a.dtype.bytes_for(s.run)
         if c.a.base % 8 or any(v % 8 for v in strides) or run_bytes % 8:
             yield "sub-fetch-8B", "the sub context fetches aligned units of 8 B"
-    if s.cast is not None and (c.a.dtype, s.cast) not in _FETCH_CASTS:
-        yield "fetch-cast", f"no fetch cast from {c.a.dtype.name} to {s.cast.name}"
+    yield from _adapter(c, s)
+    read = s.lookup or c.a.dtype
+    if s.cast is not None and (read, s.cast) not in _FETCH_CASTS:
+        yield "fetch-cast", f"no fetch cast from {read.name} to {s.cast.name}"
     casts_b = s.pair and s.cast is not None and s.cast != c.b.dtype
     if casts_b and (c.b.dtype, s.cast) not in _FETCH_CASTS:
         yield "fetch-cast", f"no fetch cast from {c.b.dtype.name} to {s.cast}"
@@ -155,11 +130,59 @@ def _fetch(c: Exec) -> Iterator[tuple[str, str]]:
         yield "pair-dtype", "both tensors of a pair must have one type after the cast"
     if s.pair and c.contraction is not None:
         yield "pair-no-contraction", "the contraction takes one stream"
-    flit_elements = FLIT_BYTES * 8 // c.a.dtype.bits
+    flit_elements = FLIT_BYTES * 8 // c.stream_dtype.bits
     if s.pad and s.pad % max(1, flit_elements // 4):
         yield "collect-pad", f"collect fills up to multiples of 8 B, not to {s.pad} elements"
 
 
+def _adapter(c: Exec, s: Stream) -> Iterator[tuple[str, str]]:
+    """Table lookup and zero point."""
+    if s.lookup is not None:
+        if c.head.context != Context.MAIN:
+            yield "lookup-main-only", "the sub context has no table"
+        if s.pair:
+            yield "lookup", "a pair of streams has no table"
+        if (c.a.dtype, s.lookup) not in _LOOKUPS:
+            yield "lookup", f"no table from {c.a.dtype.name} to {s.lookup.name}"
+    elif c.a.dtype == DType.F4E2M1 or (s.pair and c.b.dtype == DType.F4E2M1):
+        yield "lookup", "f4e2m1 is read through a table"
+    if s.zero_point is not None:
+        if c.contraction is None:
+            yield "zero-point", "what a zero point widens only goes to a contraction"
+        bits = c.stream_dtype.bits
+        if c.stream_dtype not in (DType.I4, DType.I8):
+            yield "zero-point", f"{c.stream_dtype.name} has no zero point"
+        elif not -(1 << (bits - 1)) <= s.zero_point < 1 << (bits - 1):
+            yield "zero-point", f"{s.zero_point} is no number of {bits} bits"
+    if c.generate is not None:
+        yield from _generate(c, c.generate)
+
+
+def _generate(c: Exec, g: Generate) -> Iterator[tuple[str, str]]:
+    if c.head.context != Context.SUB:
+        yield "generate", "only the sub context's commit makes constants"
+    work = c.contraction is not None or c.vector.used or c.stream.pair or c.switch.ring > 1
+    adapts = c.stream.cast or c.stream.lookup or c.commit.relu
+    if work or adapts or c.commit.sink != Sink.DM:
+        yield "generate", "constants go straight to data memory"
+    if c.a != Port(dtype=c.commit_port.dtype):
+        yield "generate", "nothing is fetched: port a only repeats the type of the results"
+    if any(k.birth != Birth.FETCH or k.fate != Fate.OUT or k.a or k.b for k in c.counters):
+        yield "generate", "nothing is fetched: counters only place results"
+    if c.commit_port.dtype.bits < 8:
+        yield "generate", "constants have whole bytes"
+    if g.count_up and c.commit_port.dtype != DType.I32:
+        yield "generate", "only i32 counts up"
+    if c.commit.columns != c.stream.elements:
+        yield "generate", "a packet of constants is committed whole"
+
+
+_LOOKUPS = {
+    (DType.F4E2M1, DType.F8E4M3),
+    (DType.F4E2M1, DType.F8E5M2),
+    (DType.F8E4M3, DType.BF16),
+    (DType.F8E5M2, DType.BF16),
+}
 _FETCH_CASTS = {
     (DType.I4, DType.I32),
     (DType.I8, DType.I32),
@@ -191,16 +214,20 @@ def _switch(c: Exec) -> Iterator[tuple[str, str]]:
         covered |= mask
         if digit.bytes and c.switch.topology != Topology.INTER_TRANSPOSE:
             yield "switch-digits", "only an inter-transpose turns a slice digit into time"
+    yield from topology_violations(c)
+
+
+_MULTIPLIED = {DType.BF16, DType.F8E4M3, DType.F8E5M2, DType.I8, DType.I4}
 
 
 def _contraction(c: Exec, k: Contraction) -> Iterator[tuple[str, str]]:
     if c.head.context != Context.MAIN:
         yield "contraction-main-only", "the sub context has no contraction engine"
-    dtype = c.stream.cast or c.a.dtype
-    if dtype.bits not in TREE_DEPTH:
+    dtype = c.stream_dtype
+    if dtype not in _MULTIPLIED:
         yield "contraction-dtype", f"{dtype.name} is not multiplied"
         return
-    if dtype.is_float != c.trf.dtype.is_float or c.trf.dtype.bits > 16:
+    if dtype != c.trf.dtype:
         yield "contraction-dtype", f"{dtype.name} does not meet {c.trf.dtype.name}"
     if k.depth > TREE_DEPTH[dtype.bits]:
         yield "tree-depth", f"depth {k.depth} > {TREE_DEPTH[dtype.bits]} for {dtype.name}"
@@ -220,51 +247,6 @@ def _contraction(c: Exec, k: Contraction) -> Iterator[tuple[str, str]]:
         yield "accumulator-cells", f"{cells} sums are open at once, there are {ACCUMULATOR_CELLS}"
 
 
-def _vector(c: Exec) -> Iterator[tuple[str, str]]:
-    v = c.vector
-    units = [op.alu for op in v.ops]
-    if len(set(units)) != len(units):
-        yield "alu-once", "a unit works once per pass"
-    stages = [STAGE[unit] for unit in units]
-    if stages != sorted(stages):
-        yield "alu-order", "units stand in pipeline order"
-    for op in v.ops:
-        if op.op not in ALU_OPS[op.alu]:
-            yield "alu-op", f"{op.alu.name} has no {op.op.name}"
-        if (op.y == Source.NONE) != (op.op in UNARY) or (op.z == Source.NONE) == (op.op == Op.FMA):
-            yield "alu-operands", f"{op.op.name} has the wrong number of operands"
-        if op.reverse and op.op not in (Op.SUB, Op.ISUB, Op.DIV):
-            yield "alu-operands", f"{op.op.name} has no reverse form"
-    sources = [source for op in v.ops for source in (op.y, op.z)]
-    if sources.count(Source.VRF) > 1 or sources.count(Source.STASH) > 1:
-        yield "register-port", "one VRF and one stash operand per pass"
-    stashes = [i for i, op in enumerate(v.ops) if op.stash]
-    reads = [i for i, op in enumerate(v.ops) if Source.STASH in (op.y, op.z)]
-    if len(stashes) != len(reads) or any(r < w for r, w in zip(reads, stashes, strict=False)):
-        yield "stash", "the stash is written once and then read once"
-    if any(
-        STAGE[v.ops[w].alu] < REDUCE_STAGE < STAGE[v.ops[r].alu]
-        for w, r in zip(stashes, reads, strict=False)
-    ) and (v.reduce != Reduce.NONE):
-        yield "stash", "the stash does not cross the reducer, which changes the packet"
-    if stashes and c.stream.pair:
-        yield "stash", "the stash does not exist in pair mode"
-    if (sources.count(Source.ZIP) == 1) != c.stream.pair:
-        yield "zip", "a pair of streams is joined by exactly one zip operand"
-    if c.contraction is None and v.used and (c.stream.cast or c.a.dtype).bits != 32:
-        yield "vector-dtype", "the vector engine computes on i32 and f32"
-    if v.slice_group & (v.slice_group - 1) or v.slice_group > SLICES_PER_PE << c.group:
-        yield "slice-group", f"{v.slice_group} slices are no power of two inside the group"
-    if (v.slice_reduce == Reduce.NONE) != (v.slice_group == 1):
-        yield "slice-group", "an inter-slice reduction has a group, and only it"
-    if v.reduce_columns and v.reduce == Reduce.NONE:
-        yield "columns-need-reducer", "columns fold in a reducer that is not used"
-    if c.stream.pair and v.reduce != Reduce.NONE:
-        zip_stage = next((STAGE[op.alu] for op in v.ops if Source.ZIP in (op.y, op.z)), 9)
-        if zip_stage > REDUCE_STAGE:
-            yield "zip", "the reducer takes one stream: zip before it"
-
-
 def _commit(c: Exec) -> Iterator[tuple[str, str]]:
     o = c.commit
     size = max(1, c.commit_port.dtype.bits // 8)
@@ -277,7 +259,7 @@ def _commit(c: Exec) -> Iterator[tuple[str, str]]:
         yield "register-sink", "a store to a register file branches off before the vector engine"
     if o.sink == Sink.VRF and c.commit_port.dtype.bits != 32:
         yield "vrf-dtype", "the VRF holds 32-bit elements"
-    if o.sink == Sink.TRF and c.commit_port.dtype != (c.stream.cast or c.a.dtype):
+    if o.sink == Sink.TRF and c.commit_port.dtype != c.stream_dtype:
         yield "trf-dtype", "the TRF keeps the stream's type"
     if result != c.commit_port.dtype:
         if c.head.context == Context.SUB:
@@ -292,10 +274,16 @@ def _commit(c: Exec) -> Iterator[tuple[str, str]]:
     if o.sink != Sink.DM:
         yield from _injective(_store_axes(c), c.commit_port.dtype.bytes_for(o.columns))
         return
-    if o.transpose_rows > TRANSPOSER_ROWS[c.commit_port.dtype.bits] or o.transpose_columns > 32:
+    most = TRANSPOSER_ROWS[c.commit_port.dtype.bits]
+    if o.transpose_rows > most or o.transpose_columns > TRANSPOSER_COLUMNS:
         yield "transposer", f"{o.transpose_rows} x {o.transpose_columns} does not fit"
+    rounds = result == DType.F32 and c.commit_port.dtype == DType.BF16
+    if o.relu and (c.head.context != Context.MAIN or not rounds):
+        yield "commit-relu", "the rectifier is a part of main's commit cast from f32 to bf16"
+    # Strides of 4-bit results count half bytes.
+    unit = 8 if c.commit_port.dtype.bits >= 8 else 16
     axes = _commit_axes(c)
-    if not transposed and any(stride % 8 for stride, _ in axes if stride != size):
+    if not transposed and any(stride % unit for stride, _ in axes if stride != size):
         yield "commit-alignment", "commit strides are multiples of 8 B unless transposed"
     if c.commit_port.base % 8:
         yield "commit-alignment", "the commit base is a multiple of 8 B"
@@ -338,7 +326,7 @@ def _commit_axes(c: Exec) -> list[tuple[int, int]]:
 
 def _result_dtype(c: Exec) -> DType:
     """The type that leaves the vector engine."""
-    stream = c.stream.cast or c.a.dtype
+    stream = c.stream_dtype
     if c.contraction is not None:
         stream = DType.F32 if stream.is_float else DType.I32
     for op in c.vector.ops:

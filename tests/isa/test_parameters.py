@@ -126,7 +126,7 @@ def passes() -> Iterator[Exec]:
     yield transposed(DType.I8, 8)
     yield transposed(DType.BF16, 4)
     yield transposed(DType.F32, 2)
-    integer = replace(add_main.vector, ops=(), reduce=Reduce.IADD, reduce_columns=True)
+    integer = replace(add_main.vector, ops=(), reduce=Reduce.IADD_SAT, reduce_columns=True)
     words = Port(base=65536, dtype=DType.I32)
     yield replace(add_main, vector=integer, commit=Commit(), a=words, commit_port=words)
     counters = (Counter(2, Birth.SLICE, commit=32, slices=1),)

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from random_commands import controls, dmas, execs
 
 from furiosa_llm.backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
+from furiosa_llm.backend_rngd.isa.record_types import CONTROL, DMA, EXEC
 from furiosa_llm.backend_rngd.isa.records import (
-    CONTROL,
-    DMA,
-    EXEC,
     decode_control,
     decode_dma,
     decode_exec,

@@ -12,22 +12,31 @@ from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
     Birth,
+    Clipper,
     Commit,
+    Comparator,
+    Comparison,
     Context,
     Contraction,
     Counter,
     Digit,
     Exec,
     Fate,
+    Fold,
+    Gate,
+    Generate,
+    Groups,
     Head,
     Op,
     Port,
     Reduce,
     Sink,
+    Slot,
     Source,
     Stream,
     Switch,
     Topology,
+    ValidDim,
     Vector,
     VectorOp,
 )
@@ -69,12 +78,30 @@ pair = replace(
 )
 
 
+memset = replace(
+    plain,
+    head=Head(Context.SUB),
+    counters=(Counter(4, commit=32),),
+    generate=Generate(0x3F800000),
+)
+ring = replace(
+    plain,
+    counters=(Counter(4, Birth.SLICE, slices=2, commit=32),),
+    switch=Switch(Topology.BROADCAST1, 8, (Digit(0, 1, 1),)),
+)
+i4, i32 = Port(0, DType.I4), Port(0, DType.I32)
+half_bytes = replace(plain, a=i4, stream=Stream(8, cast=DType.I32), commit_port=i32)
+
+
 def units(*ops: VectorOp, **changes: Any) -> Vector:
     return Vector(ops, **changes)
 
 
 ADD = VectorOp(Alu.FMA, Op.ADD, Source.IMM0)
 MUL = VectorOp(Alu.MUL0, Op.MUL, Source.IMM0)
+PICK = replace(ADD, y=Source.SELECT)
+ANY = Slot(Source.IMM0)
+TAGGED = (Comparator(Comparison.EQUAL, 0),)
 DIV = VectorOp(Alu.FP_DIV, Op.DIV, Source.IMM0)
 
 BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
@@ -180,10 +207,120 @@ BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
     ("commit-stride", plain, {"counters": (Counter(4, a=32),)}),
     ("commit-injective", plain, {"counters": (Counter(4, a=32, commit=16),)}),
     ("commit-injective", store, {"counters": (Counter(4, a=64, trf=32),)}),
+    ("slice-stride", ring, {"counters": (Counter(4, Birth.SLICE, slices=2, a=32, commit=32),)}),
+    # --- fetch adapter ---
+    ("nibbles", half_bytes, {"stream": Stream(7, cast=DType.I32)}),
+    ("nibbles", half_bytes, {"stream": Stream(8, run_step=0, cast=DType.I32)}),
+    ("lookup", plain, {"a": Port(0, DType.F4E2M1), "stream": Stream(8, cast=DType.F32)}),
+    ("lookup", plain, {"stream": Stream(8, lookup=DType.BF16)}),
+    ("lookup", pair, {"stream": Stream(8, pair=True, lookup=DType.BF16)}),
+    (
+        "lookup-main-only",
+        store,
+        {"a": f8, "stream": Stream(64, lookup=DType.BF16)},
+    ),
+    ("zero-point", plain, {"stream": Stream(8, zero_point=1)}),
+    ("zero-point", multiply, {"stream": Stream(32, zero_point=1)}),
+    (
+        "zero-point",
+        multiply,
+        {"a": i4, "trf": i4, "stream": Stream(32, zero_point=8), "commit_port": i32},
+    ),
+    ("contraction-dtype", multiply, {"a": f8, "trf": Port(0, DType.F8E5M2)}),
+    # --- topologies ---
+    ("topology", ring, {"counters": (Counter(4, Birth.SLICE, slices=-2, commit=32),)}),
+    ("topology", ring, {"counters": (*ring.counters, Counter(2, a=32, commit=128))}),
+    ("topology", ring, {"switch": Switch(Topology.BROADCAST1, 8)}),
+    ("topology", ring, {"switch": Switch(Topology.BROADCAST01, 8, (Digit(0, 1, 1),))}),
+    ("topology", ring, {"switch": Switch(Topology.TRANSPOSE, 8, (Digit(0, 1, 1),))}),
+    ("topology", ring, {"switch": Switch(Topology.INTER_TRANSPOSE, 8, (Digit(0, 1, 1),))}),
+    ("topology", ring, {"switch": Switch(Topology.TRANSPOSED_BROADCAST1, 8)}),
+    (
+        "topology",
+        plain,
+        {
+            "switch": Switch(Topology.CUSTOM, 8),
+            "counters": (
+                Counter(2, Birth.SLICE, slices=1, commit=32),
+                Counter(2, Birth.SLICE, slices=4, commit=64),
+            ),
+        },
+    ),
+    ("bitmap", ring, {"switch": replace(ring.switch, bitmap=0)}),
+    ("bitmap", plain, {"switch": Switch(Topology.CUSTOM, 8, bitmap=4)}),
+    ("bitmap", pair, {"switch": Switch(Topology.CUSTOM, 8, bitmap=8)}),
+    (
+        "bitmap",
+        ring,
+        {"switch": Switch(Topology.CUSTOM, 8, bitmap=8)},
+    ),
+    # --- vector engine ---
+    ("int-width", plain, {"vector": units(replace(ADD, int_width=16))}),
+    ("groups", plain, {"vector": units(replace(ADD, groups=Groups.FIRST))}),
+    ("select", plain, {"vector": units(replace(ADD, y=Source.SELECT))}),
+    ("select", plain, {"vector": units(ADD, slots=(ANY,))}),
+    ("tags", plain, {"vector": units(ADD, comparators=(Comparator(Comparison.TRUE),))}),
+    ("tags", plain, {"vector": units(PICK, slots=(Slot(Source.IMM0, 1, 1),))}),
+    (
+        "tags",
+        plain,
+        {
+            "vector": units(
+                VectorOp(Alu.CLIP_ADD, Op.ADD, Source.SELECT), slots=(ANY,), reduce=Reduce.ADD
+            )
+        },
+    ),
+    ("slots", plain, {"vector": units(PICK, slots=(Slot(Source.SELF),))}),
+    ("slots", plain, {"vector": units(PICK, slots=(Slot(Source.IMM0, 1, 2),), comparators=TAGGED)}),
+    ("slots", plain, {"vector": units(PICK, slots=(Slot(Source.IMM0, 0, 0, True),))}),
+    ("slots", plain, {"vector": units(PICK, slots=(ANY, Slot(Source.IMM1)))}),
+    (
+        "slots",
+        plain,
+        {"vector": units(PICK, slots=(Slot(Source.VRF, 1), ANY), comparators=TAGGED)},
+    ),
+    (
+        "slots",
+        plain,
+        {"vector": units(PICK, slots=(Slot(Source.IMM0, 1), ANY), comparators=TAGGED)},
+    ),
+    ("reduce-op", plain, {"vector": Vector(reduce=Reduce.MUL)}),
+    ("valid-dim", plain, {"counters": (Counter(4, a=32, commit=32, valid_step=1),)}),
+    ("valid-count", plain, {"vector": Vector(gates=(Gate(1),))}),
+    (
+        "valid-count",
+        plain,
+        {
+            "counters": (Counter(4, a=32, commit=32, valid_dim=ValidDim.GATE1),),
+            "vector": Vector(reduce=Reduce.ADD, gates=(Gate(1),)),
+        },
+    ),
+    (
+        "valid-count",
+        plain,
+        {
+            "counters": (Counter(4, a=32, commit=32, valid_dim=ValidDim.PACKET),),
+            "vector": Vector(reduce=Reduce.ADD),
+        },
+    ),
+    ("valid-count", plain, {"vector": Vector(reduce=Reduce.ADD, clipper=Clipper(3))}),
+    (
+        "valid-count",
+        plain,
+        {"vector": Vector(reduce=Reduce.ADD, reduce_columns=True, clipper=Clipper(3, 9))},
+    ),
+    # --- commit ---
+    ("commit-relu", plain, {"commit": replace(plain.commit, relu=True)}),
+    ("generate", plain, {"generate": Generate()}),
+    ("generate", memset, {"a": Port(8, DType.F32)}),
+    ("generate", memset, {"counters": (Counter(4, a=32, commit=32),)}),
+    ("generate", memset, {"generate": Generate(0, count_up=True)}),
+    ("generate", memset, {"stream": Stream(16)}),
+    ("generate", memset, {"vector": units(ADD)}),
 ]
 
 
-@pytest.mark.parametrize("command", [plain, multiply, store, pair])
+@pytest.mark.parametrize("command", [plain, multiply, store, pair, memset, ring, half_bytes])
 def test_the_commands_that_are_broken_below_are_right_as_they_stand(command: Exec) -> None:
     plan_exec(command, "here")
 
@@ -194,3 +331,24 @@ def test_a_rule_rejects(rule: str, command: Exec, change: dict[str, Any]) -> Non
         plan_exec(replace(command, **change), "here")
     assert (error.value.code, error.value.at) == ("VED011", "here")
     assert f"`{rule}`" in error.value.message
+
+
+def test_the_accumulator_has_the_documented_slots() -> None:
+    """Golden test 19: sequential 32 with 1 lane and 4 with 8, interleaved 32 with 4 columns."""
+    for fold, lanes, depth, slots in (
+        (Fold.SEQUENTIAL, 1, 5, 32),
+        (Fold.SEQUENTIAL, 8, 5, 4),
+        (Fold.INTERLEAVED, 8, 3, 32),
+    ):
+        for n, accepted in ((slots, True), (slots + 1, False)):
+            command = replace(
+                multiply,
+                counters=(Counter(2, fate=Fate.MSUM, trf=64), Counter(n, a=64, commit=512)),
+                contraction=Contraction(lanes=lanes, depth=depth, fold=fold),
+                commit=Commit(lanes=lanes, lane_stride=8, columns=4, column_stride=64),
+            )
+            if accepted:
+                plan_exec(command, "here")
+                continue
+            with pytest.raises(errors.BinaryError, match="accumulator-cells"):
+                plan_exec(command, "here")

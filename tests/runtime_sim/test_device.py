@@ -368,12 +368,6 @@ def test_inputs_and_parameters_are_only_read() -> None:
         assert fault_of([gather, double, short]).code == "SIM014"
 
 
-INTEGERS = {
-    "vector": Vector((VectorOp(Alu.FXP_ADD, Op.IADD, Source.IMM0),)),
-    "commit_port": Port(4096, DType.I32),
-    "commit": Commit(columns=16, column_stride=4),
-    "counters": (Counter(TOKENS, a=32, commit=64),),
-}
 SUM = Vector(reduce=Reduce.ADD)
 
 
@@ -384,7 +378,6 @@ SUM = Vector(reduce=Reduce.ADD)
         ("SIM010", {"commit_port": Port(4096, limit=4096 + 64)}),
         ("SIM011", {"a": Port(0, register=9), "counters": ()}),
         ("SIM015", {"group": 1}),
-        ("SIM017", {"a": Port(0, DType.I4), "stream": Stream(16, cast=DType.I32), **INTEGERS}),
         ("SIM018", {"counters": (Counter(65536, fate=Fate.VSUM),) * 2, "vector": SUM}),
     ],
 )
@@ -411,3 +404,9 @@ def test_a_layout_that_contradicts_itself_is_a_fault() -> None:
     with pytest.raises(errors.SimulationFault) as fault:
         parameter.content()
     assert fault.value.code == "SIM024"
+
+
+def test_an_index_list_does_not_address_data_memory() -> None:
+    assert (
+        fault_of([replace(gather, indirect=Indirect.DESTINATION), *COMMANDS[1:]]).code == "SIM017"
+    )

@@ -141,7 +141,7 @@ class Both:
         else:
             pass_plan = plan_exec(command, "test")
             ports = [port.base for port in pass_plan.ports]
-            step = bind_exec(pass_plan, ports, self.memory, self.weights)
+            step = bind_exec(pass_plan, ports, self.memory, self.weights, str)
             self.scalar.execute(command)
         step()
 
