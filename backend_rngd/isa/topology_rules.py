@@ -85,14 +85,8 @@ def _transpose(switch: Switch, brought: list[Counter]) -> bool:
 
 
 def _inter_transpose(switch: Switch, brought: list[Counter]) -> bool:
-    """slice [s1, s0] -> [t1, s0], time [t1] -> [s1], as many t1 as s1."""
-    ring_bits = switch.ring.bit_length() - 1
-    high = next((d for d in switch.digits if d.bytes), None)
-    if high is None or high.slices or high.shift + high.bits != ring_bits:
-        return False
-    stays = _low(switch, 1)
-    form = len(switch.digits) == 1 + (stays > 0) and stays == high.shift
-    return form and [(k.n, k.slices) for k in brought] == [(1 << high.bits, 1 << stays)]
+    """slice [s1, s0] -> [t1, s0], time [t1] -> [s1]: any digit may become time."""
+    return any(d.bytes for d in switch.digits) and len(brought) <= 1
 
 
 def _transposed_broadcast1(switch: Switch, brought: list[Counter]) -> bool:
