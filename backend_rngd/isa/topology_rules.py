@@ -9,6 +9,7 @@ they come in the order of their numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .instructions import Birth, Counter, Digit, Exec, Switch, Topology
 
@@ -85,8 +86,12 @@ def _transpose(switch: Switch, brought: list[Counter]) -> bool:
 
 
 def _inter_transpose(switch: Switch, brought: list[Counter]) -> bool:
-    """slice [s1, s0] -> [t1, s0], time [t1] -> [s1]: any digit may become time."""
-    return any(d.bytes for d in switch.digits) and len(brought) <= 1
+    """slice [s1, s0] -> [t1, s0], time [t1] -> [s1]: any digit may become time.
+
+    Counters may share the digit's walk, each over a part of its bits.
+    """
+    walks = all(a.slices == b.slices * b.n for a, b in pairwise(brought))
+    return walks and any(d.bytes for d in switch.digits)
 
 
 def _transposed_broadcast1(switch: Switch, brought: list[Counter]) -> bool:

@@ -89,6 +89,14 @@ ring = replace(
     counters=(Counter(4, Birth.SLICE, slices=2, commit=32),),
     switch=Switch(Topology.BROADCAST1, 8, (Digit(0, 1, 1),)),
 )
+inter = replace(
+    ring,
+    counters=(
+        Counter(2, Birth.SLICE, slices=4, commit=256),
+        Counter(4, Birth.SLICE, slices=1, commit=32),
+    ),
+    switch=Switch(Topology.INTER_TRANSPOSE, 8, (Digit(0, 3, bytes=32),)),
+)
 i4, i32 = Port(0, DType.I4), Port(0, DType.I32)
 half_bytes = replace(plain, a=i4, stream=Stream(8, cast=DType.I32), commit_port=i32)
 
@@ -237,6 +245,16 @@ BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
     ("topology", ring, {"switch": Switch(Topology.TRANSPOSED_BROADCAST1, 8)}),
     (
         "topology",
+        inter,
+        {
+            "counters": (
+                Counter(2, Birth.SLICE, slices=4, commit=256),
+                Counter(2, Birth.SLICE, slices=1, commit=32),
+            )
+        },
+    ),
+    (
+        "topology",
         plain,
         {
             "switch": Switch(Topology.CUSTOM, 8),
@@ -320,7 +338,7 @@ BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("command", [plain, multiply, store, pair, memset, ring, half_bytes])
+@pytest.mark.parametrize("command", [plain, multiply, store, pair, memset, ring, inter, half_bytes])
 def test_the_commands_that_are_broken_below_are_right_as_they_stand(command: Exec) -> None:
     plan_exec(command, "here")
 
