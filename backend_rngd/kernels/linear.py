@@ -24,6 +24,9 @@ GROUP = CHUNK
 TILE_FEATURES = 2 * LANES
 """Features per slice whose weights stand in the register file at a time: two rows per lane."""
 
+TURN_BYTES = 8192
+"""Weights that a slice gets at a time where only some of the slices get any."""
+
 
 @dataclass(frozen=True)
 class MatmulShape:
@@ -142,7 +145,12 @@ class Product:
         # The parts of K follow each other in HBM, as their slices do.
         slice_bytes = self.y.per_slice // GROUP * hbm_group
         slice_loop = (self.loaded_slices, slice_bytes, SLICE_ADDRESS_BYTES)
-        loops = [*loops, slice_loop] if t.run_per_row else [slice_loop, *loops]
+        turns = run // TURN_BYTES
+        if self.loaded_slices < SLICES_PER_PE and turns * TURN_BYTES == run:
+            # Slices take short turns: a long run each would pass unevenly over HBM's channels.
+            loops, run = [*loops, (turns, TURN_BYTES, TURN_BYTES), slice_loop], TURN_BYTES
+        else:
+            loops = [*loops, slice_loop] if t.run_per_row else [slice_loop, *loops]
         emit.dma(loops, run, first.at(chunk * hbm_chunk), buffer)
         return buffer
 
