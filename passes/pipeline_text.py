@@ -66,7 +66,7 @@ def _problems(spec: ArgSpec, kind: type[ModulePass]) -> list[str]:
 
 def _fits(values: tuple[ParameterType, ...], hint: Any) -> bool:
     if not values:
-        return type(None) in get_args(hint)
+        return type(None) in get_args(hint) or get_origin(hint) is tuple
     return isa(values, hint) or (len(values) == 1 and isa(values[0], hint))
 
 
@@ -89,7 +89,7 @@ def show_options(one: ModulePass) -> str:
 
 
 def _show_option(name: str, value: ParameterType | tuple[ParameterType, ...] | None) -> str:
-    if value is None:
+    if value is None or value == ():
         return name
     values = value if isinstance(value, tuple) else (value,)
     return f"{name}={','.join(_show_value(item) for item in values)}"
