@@ -74,7 +74,16 @@ def _broadcast01(switch: Switch, brought: list[Counter]) -> bool:
 def _broadcast1(switch: Switch, brought: list[Counter]) -> bool:
     """slice [s1, s0] -> [X, s0], time [t0] -> [t0, s1]."""
     size0 = 1 << _low(switch, 1)
-    return len(switch.digits) == (size0 > 1) and [k.slices for k in brought] in ([], [size0])
+    return len(switch.digits) == (size0 > 1) and (not brought or _steps_of(size0, brought))
+
+
+def _steps_of(slices: int, brought: list[Counter]) -> bool:
+    """Whether the counters are one walk in steps of so many slices, cut into digits of time."""
+    for k in reversed(brought):
+        if k.slices != slices:
+            return False
+        slices *= k.n
+    return True
 
 
 def _transpose(switch: Switch, brought: list[Counter]) -> bool:

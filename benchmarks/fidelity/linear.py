@@ -224,9 +224,9 @@ class _Product:
         self.sketch.emit.exec(
             Context.SUB,
             [
+                Counter(self.k_tile // 16, a=32, trf=32),
                 Counter(rows, birth=Birth.SLICE, slices=LANES * SHARE, trf=self.k_tile * 2),
                 Counter(LANES, birth=Birth.SLICE, slices=SHARE, lanes=1),
-                Counter(self.k_tile // 16, a=32, trf=32),
             ],
             Stream(16),
             a=self.x.at(at * self.row_bytes + k_tile * self.k_tile * 2),
