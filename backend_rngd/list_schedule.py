@@ -114,12 +114,22 @@ def in_order(stretch: Stretch, order: Sequence[int]) -> Stretch:
 
     The order of a plan is one: done one by one, its commands need no more than in the plan.
     """
-    number = {i: place for place, i in enumerate(order)}
-    tasks = tuple(
-        replace(stretch.tasks[i], after=tuple(number[j] for j in stretch.tasks[i].after))
-        for i in order
+    place = [0] * len(order)
+    for number, i in enumerate(order):
+        place[i] = number
+    return replace(stretch, tasks=tuple(_moved(stretch.tasks[i], place) for i in order))
+
+
+def _moved(task: Task, place: Sequence[int]) -> Task:
+    """With the new numbers of the commands that it follows; `replace` takes thrice as long."""
+    return Task(
+        task.context,
+        task.cycles,
+        tuple([place[j] for j in task.after]),
+        task.buffers,
+        task.vector_unit,
+        task.blocking_cycles,
     )
-    return replace(stretch, tasks=tasks)
 
 
 def least_makespan(stretch: Stretch) -> int:

@@ -11,6 +11,7 @@ It has no interpreter: it is executed by encoding it and running the bytes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from xdsl.dialects.builtin import (
@@ -18,15 +19,18 @@ from xdsl.dialects.builtin import (
     DictionaryAttr,
     IntAttr,
     IntegerAttr,
+    IntegerType,
     StringAttr,
     SymbolNameConstraint,
     SymbolRefAttr,
+    i32,
     i64,
 )
 from xdsl.ir import (
     Attribute,
     Data,
     Dialect,
+    Operation,
     ParametrizedAttribute,
     Region,
     SSAValue,
@@ -132,6 +136,11 @@ class RegionOp(IRDLOperation):
         )
 
 
+@functools.lru_cache(maxsize=4096)
+def _on_chip(memory: Memory, size_bytes: int) -> BufferType:
+    return BufferType(memory, size_bytes)
+
+
 @irdl_op_definition
 class AllocOp(IRDLOperation):
     """A buffer on chip, in every slice at the same address.
@@ -147,9 +156,10 @@ class AllocOp(IRDLOperation):
     buffer = result_def(BufferType)
 
     def __init__(self, memory: Memory, size_bytes: int, label: str) -> None:
-        super().__init__(
+        Operation.__init__(
+            self,
             properties={"label": StringAttr(label)},
-            result_types=[BufferType(memory, size_bytes)],
+            result_types=[_on_chip(memory, size_bytes)],
         )
 
     @property
@@ -183,6 +193,20 @@ def buffer_memory(value: SSAValue) -> str:
 
 
 PORT_MEMORY = {"a": "dm", "b": "dm", "trf": "trf", "vrf": "vrf"}
+EXEC_PORTS = (*PORT_MEMORY, "out")
+SEGMENTS = AttrSizedOperandSegments.attribute_name
+"""Which ports a command uses, as xDSL keeps it: the number of operands of each."""
+
+
+@functools.cache
+def _segments(used: tuple[bool, ...]) -> DenseArrayBase[IntegerType]:
+    return DenseArrayBase.from_list(i32, [int(one) for one in used])
+
+
+@functools.cache
+def _used_ports(segments: DenseArrayBase[IntegerType]) -> tuple[str, ...]:
+    counts = segments.get_values()
+    return tuple(name for name, count in zip(EXEC_PORTS, counts, strict=True) if count)
 
 
 @irdl_op_definition
@@ -216,13 +240,17 @@ class ExecOp(IRDLOperation):
         out: SSAValue,
         steps: dict[str, tuple[int, ...]] | None = None,
     ) -> None:
-        super().__init__(
-            operands=[a, b, trf, vrf, out],
-            properties={
-                "command": CommandAttr(command),
-                "steps": steps_attribute(steps or {}),
-            },
-        )
+        values = (a, b, trf, vrf, out)
+        properties: dict[str, Attribute] = {
+            "command": CommandAttr(command),
+            SEGMENTS: _segments(tuple(value is not None for value in values)),
+        }
+        moving = steps_attribute(steps or {})
+        if moving is not None:
+            properties["steps"] = moving
+        # Not xDSL's builder, which costs more than all else of a command's lowering.
+        operands = [value for value in values if value is not None]
+        Operation.__init__(self, operands=operands, properties=properties)
 
     @property
     def exec(self) -> Exec:
@@ -232,8 +260,9 @@ class ExecOp(IRDLOperation):
 
     def ports(self) -> dict[str, SSAValue]:
         """The buffers by port name, those that are used."""
-        named = {"a": self.a, "b": self.b, "trf": self.trf, "vrf": self.vrf, "out": self.out}
-        return {name: value for name, value in named.items() if value is not None}
+        segments = self.properties[SEGMENTS]
+        assert isinstance(segments, DenseArrayBase)
+        return dict(zip(_used_ports(segments), self.operands, strict=True))
 
     def verify_(self) -> None:
         if not isinstance(self.command.data, Exec):
@@ -242,7 +271,7 @@ class ExecOp(IRDLOperation):
             expected = PORT_MEMORY.get(name, self.exec.commit.sink.name.lower())
             if _buffer_type(value).memory.data != expected:
                 raise VerifyException(f"port {name} needs a buffer in {expected}")
-        _verify_steps(self.steps, ("a", "b", "trf", "vrf", "out"))
+        _verify_steps(self.steps, EXEC_PORTS)
 
 
 @irdl_op_definition

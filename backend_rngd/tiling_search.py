@@ -17,7 +17,7 @@ from xdsl.ir import Block, SSAValue
 from .emitter import Activation, Emitter, Ref
 from .isa.cost import dma_cost, exec_cost
 from .isa.dtypes import DType
-from .isa.instructions import Context, Sink
+from .isa.instructions import Context, Dma, Exec, Sink
 from .isa.layout import FeatureOrder, features_per_slice
 from .isa.machine import Machine
 from .isa.plan import Memory, plan_dma, plan_exec
@@ -191,6 +191,17 @@ def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
     return _Price(machine).of(block)
 
 
+# The tiles of a product, and those of other tilings, mostly run the same commands.
+@functools.lru_cache(maxsize=8192)
+def _exec_cycles(command: Exec, machine: Machine) -> int:
+    return exec_cost(plan_exec(command, ""), machine).total_cycles
+
+
+@functools.lru_cache(maxsize=8192)
+def _dma_cycles(command: Dma, machine: Machine) -> int:
+    return dma_cost(plan_dma(command, ""), machine).total_cycles
+
+
 class _Price:
     """Runs the commands against a clock, their contexts side by side.
 
@@ -215,10 +226,10 @@ class _Price:
         for op in block.ops:
             match op:
                 case DmaOp():
-                    cycles = dma_cost(plan_dma(op.dma, ""), self._machine).total_cycles
+                    cycles = _dma_cycles(op.dma, self._machine)
                     self._run(Context.DMA, False, cycles, times, [op.source], op.destination)
                 case ExecOp():
-                    cycles = exec_cost(plan_exec(op.exec, ""), self._machine).total_cycles
+                    cycles = _exec_cycles(op.exec, self._machine)
                     fills = op.exec.commit.sink != Sink.DM
                     reads = [value for name, value in op.ports().items() if name != "out"]
                     self._run(op.exec.head.context, fills, cycles, times, reads, op.out)

@@ -8,6 +8,7 @@ logit; 2 % leaves room for cancellation in the residual stream. bf16 eager shows
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from small_decoder import Decoder
 
+from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.layout import heads
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.ir.interpreter import run
@@ -87,10 +89,18 @@ def reference(case: Case) -> Array:
     return valid(case, outputs[0].float().numpy())
 
 
+@functools.lru_cache(maxsize=64)
+def ordered_program(decoder: Decoder, apart: bool) -> Program:
+    """The decoder's program, its order checked; compiled once for all tests of a process."""
+    program = decoder.program(apart=apart)
+    check_order(program)
+    return program
+
+
+@functools.lru_cache(maxsize=64)
 def simulated(case: Case, garbage: float = float("nan"), *, apart: bool = False) -> Array:
     """Logits of the valid rows; padding tokens and unused slots hold `garbage`."""
-    program = case.decoder.program(apart=apart)
-    check_order(program)
+    program = ordered_program(case.decoder, apart)
     device = Device()
     weights = case.decoder.weights()
     weights["embed"][PADDING_ID] = garbage
