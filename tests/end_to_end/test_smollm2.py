@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from token_equality import EagerReference, greedy_tokens, rms
 
 from furiosa_llm import LLM
@@ -36,6 +37,25 @@ PROMPTS = {
 }
 
 
+class Alone:
+    """Greedy tokens of each prompt by itself, simulated once for all tests."""
+
+    def __init__(self, demo: LLM) -> None:
+        self._demo = demo
+        self.prompts = prompt_ids(demo)
+        self._found: dict[str, list[int]] = {}
+
+    def tokens(self, name: str) -> list[int]:
+        if name not in self._found:
+            (self._found[name],) = greedy_tokens(self._demo, [self.prompts[name]], NEW_TOKENS)
+        return self._found[name]
+
+
+@pytest.fixture(scope="module")
+def alone(demo: LLM) -> Alone:
+    return Alone(demo)
+
+
 def prompt_ids(demo: LLM) -> dict[str, list[int]]:
     """The prompts' tokens, with a chat and one that fills the bucket exactly."""
     ids = {name: demo.tokenizer.encode(text) for name, text in PROMPTS.items()}
@@ -46,29 +66,28 @@ def prompt_ids(demo: LLM) -> dict[str, list[int]]:
     return ids
 
 
-def test_greedy_tokens_are_those_of_eager(demo: LLM, reference: EagerReference) -> None:
-    prompts = prompt_ids(demo)
+def test_greedy_tokens_are_those_of_eager(alone: Alone, reference: EagerReference) -> None:
+    prompts = alone.prompts
     assert len(prompts["one token"]) == 1
     assert len(prompts["exactly the bucket"]) == 128
     for name, prompt in prompts.items():
-        (found,) = greedy_tokens(demo, [prompt], NEW_TOKENS)
+        found = alone.tokens(name)
         assert len(found) == NEW_TOKENS
         tie = reference.tie(prompt, reference.greedy(prompt, NEW_TOKENS), found)
         print(f"{name}: {tie or 'equal'}")
 
 
 def test_a_batch_of_four_gives_the_tokens_of_each_alone(
-    demo: LLM, reference: EagerReference
+    demo: LLM, alone: Alone, reference: EagerReference
 ) -> None:
-    prompts = prompt_ids(demo)
-    four = [prompts[name] for name in ("one token", "german", "chat", "long")]
+    names = ("one token", "german", "chat", "long")
+    four = [alone.prompts[name] for name in names]
     assert len({len(prompt) for prompt in four}) == 4
     together = greedy_tokens(demo, four, NEW_TOKENS)
     assert demo.metrics is not None
     assert Bucket.decode(4, 256).name in {step.bucket.name for step in demo.metrics.steps}
-    for prompt, found in zip(four, together, strict=True):
-        (alone,) = greedy_tokens(demo, [prompt], NEW_TOKENS)
-        reference.tie(prompt, alone, found)
+    for name, found in zip(names, together, strict=True):
+        reference.tie(alone.prompts[name], alone.tokens(name), found)
 
 
 def test_teacher_forced_logits_err_no_more_than_eager(
