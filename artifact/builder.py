@@ -84,13 +84,13 @@ class ArtifactBuilder:
         dump_ir: str | Path | None = None,
         progress: Progress = lambda _: None,
         warn: Progress = warnings.warn,
-        explain: Explain = lambda _: None,
+        explain: Explain | None = None,
     ) -> None:
         """Write the artifact to `save_dir`, which appears, or is replaced, only when it is whole.
 
         Weights are copied in the model's declared type, hard-linked, or left out. `dump_ir` names
         a directory for the IR after every pass. `warn` is told what the weights lose on their
-        way to bf16. `explain` gets the tilings of each bucket.
+        way to bf16. `explain` gets the tilings of each bucket, and the next best ones.
 
         Raises: ART002 to ART004, BLDxxx, and what the stages raise.
         """
@@ -119,12 +119,19 @@ class ArtifactBuilder:
         dump_ir: str | Path | None,
         progress: Progress,
         warn: Progress,
-        explain: Explain,
+        explain: Explain | None,
     ) -> None:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
         model = compile_model(
-            source.config, buckets, self.last_token_only, self.level, dump_ir, progress, self.pins
+            source.config,
+            buckets,
+            self.last_token_only,
+            self.level,
+            dump_ir,
+            progress,
+            self.pins,
+            compare_tilings=explain is not None,
         )
         # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
         stored, bound = ParameterFiles({}, {}), None
@@ -140,7 +147,8 @@ class ArtifactBuilder:
             name = f"{compiled.bucket.file_stem}.vedf"
             files |= write_all(directory, {name: compiled.data})
             binaries.append(Binary(compiled.bucket, name, read_program(compiled.data)))
-            explain(compiled.tilings)
+            if explain is not None:
+                explain(compiled.tilings)
 
         if bound is not None and weights == "copy":
             progress("storing the weights")

@@ -45,10 +45,12 @@ def compile_model(
     dump_ir: Path | None,
     progress: Progress,
     pins: TilingPins,
+    compare_tilings: bool,
 ) -> CompiledModel:
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
-    `level` is how hard the scheduler tries, see `backend_phase`.
+    `level` is how hard the scheduler tries, see `backend_phase`. `compare_tilings` looks for the
+    next best tilings too.
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
     follows. Binaries do not depend on what the model or its directory is called.
     Raises: FRO007 (import), BCKxxx and VED005 (backend), BLD016 (pins).
@@ -60,7 +62,10 @@ def compile_model(
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
-        (_binary(module, name, bucket, level, dump_ir, progress, pins) for bucket in buckets),
+        (
+            _binary(module, name, bucket, level, dump_ir, progress, pins, compare_tilings)
+            for bucket in buckets
+        ),
     )
 
 
@@ -85,6 +90,7 @@ def _binary(
     dump_ir: Path | None,
     progress: Progress,
     pins: TilingPins,
+    compare_tilings: bool,
 ) -> CompiledBucket:
     """One bucket's binary; the shared module stays as it is."""
     from ..backend_rngd.encode import encode_program
@@ -96,7 +102,10 @@ def _binary(
     module = shared.clone()
     run_passes(
         module,
-        [*bucket_phase(bucket), *backend_phase(bucket, level, pins.lines(bucket))],
+        [
+            *bucket_phase(bucket),
+            *backend_phase(bucket, level, pins.lines(bucket), compare_tilings),
+        ],
         dump_dir=None if dump_ir is None else dump_ir / bucket.file_stem,
         input_name="model",
         context=make_context(DIALECTS),

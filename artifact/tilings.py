@@ -10,6 +10,7 @@ the same as a table of fields.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
 ALL_BUCKETS = "*"
+_WILDCARD = re.compile(r"[*?]|\[.[^]]*\]")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class TilingPins:
     entries: Mapping[str, Mapping[str, str]]
 
     def lines(self, bucket: Bucket) -> tuple[str, ...]:
-        """What `TilePass` takes for `bucket`."""
+        """What `TilePass` takes for `bucket`, where the first pattern that matches counts.
+
+        The more specific pattern of buckets comes first, and below it the more specific pattern
+        of modules; equals stay in the file's order.
+        """
+        patterns = [pattern for pattern in self.entries if fnmatchcase(bucket.name, pattern)]
         return tuple(
-            f"{module}: {record}"
-            for pattern, records in self.entries.items()
-            if fnmatchcase(bucket.name, pattern)
-            for module, record in records.items()
+            f"{module}: {self.entries[pattern][module]}"
+            for pattern in sorted(patterns, key=_vagueness)
+            for module in sorted(self.entries[pattern], key=_vagueness)
         )
 
     def check_buckets(self, buckets: Sequence[Bucket]) -> None:
@@ -57,6 +63,12 @@ class TilingPins:
             pattern = line.partition(":")[0]
             if not any(fnmatchcase(module, pattern) for module in modules):
                 raise errors.pin_without_target(pattern, "product", modules)
+
+
+def _vagueness(pattern: str) -> tuple[bool, int]:
+    """Least for a plain name, then for the pattern that spells out most characters."""
+    spelled_out = _WILDCARD.sub("", pattern)
+    return (False, 0) if spelled_out == pattern else (True, -len(spelled_out))
 
 
 NO_PINS = TilingPins({})
@@ -112,13 +124,17 @@ class ExplainedTiling:
 
     @property
     def distance(self) -> float | None:
-        """By what share the runner-up is slower; below 0 if a pin is slower than it."""
+        """By what share the runner-up costs more, by the search's measure (`Cycles.score`).
+
+        Below 0 if a pin costs more than it, or if it is as good to within what the search does
+        not care about, and moves more bytes or needs larger loads.
+        """
         if self.runner_up is None:
             return None
         ours, theirs = self.tiling.predicted, self.runner_up.predicted
         assert ours is not None
         assert theirs is not None
-        return theirs.total / ours.total - 1
+        return theirs.score / ours.score - 1
 
     def to_json(self) -> dict[str, Any]:
         return {

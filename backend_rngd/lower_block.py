@@ -223,6 +223,8 @@ class BlockLowering:
     """Numbers of the results that are logits."""
     pins: Pins = field(default_factory=dict)
     """Prescribed tilings by patterns of module paths."""
+    compare: bool = False
+    """Record the next best tilings too; it takes time to find them."""
     segment: Sequence[Operation] | None = None
     """The operators that this block is for; None: all of the function."""
     crossings: dict[SSAValue, Crossing] = field(default_factory=dict)
@@ -382,7 +384,7 @@ class BlockLowering:
         )
 
     def _linear(self, op: nn.LinearOp) -> Activation:
-        product = self._product(op, self._tiling(op, self._key(op)), self._output(op))
+        product = self._product(op, self._key(op), self._output(op))
         linear(product)
         return product.y
 
@@ -398,12 +400,13 @@ class BlockLowering:
                 self._lower(part)
 
     def _gated(self, op: Operation, fusion: Gated) -> bool:
-        first, second = (self._tiling(x, self._key(x)) for x in (fusion.gate, fusion.up))
+        keys = {x: self._key(x) for x in (fusion.gate, fusion.up)}
+        first, second = (self._tiling(x, key) for x, key in keys.items())
         same = replace(first, predicted=None) == replace(second, predicted=None)
         if first.role != Role.TOKENS or not same or op.results[0] in self.wide:
             return False
         y = self._output(fusion.gate)
-        gate, up = (self._product(x, first, y) for x in (fusion.gate, fusion.up))
+        gate, up = (self._product(x, key, y) for x, key in keys.items())
         self.emit.location = op.location
         gated(gate, up, fusion.activation.name)
         self.values[op.results[0]] = y
@@ -413,11 +416,11 @@ class BlockLowering:
         key = self._key(fusion.linear)
         if self._tiling(fusion.linear, key).role != Role.TOKENS or op.results[0] in self.wide:
             return False
-        tiling = self._tiling(fusion.linear, replace(key, residual=True))
         residual = self._of(fusion.other)
-        product = self._product(fusion.linear, tiling, self._output(fusion.linear))
-        if tiling.role != Role.TOKENS or residual.order != product.y.order:
+        if residual.order != key.out:
             return False
+        y = self._output(fusion.linear)
+        product = self._product(fusion.linear, replace(key, residual=True), y)
         linear(replace(product, residual=residual))
         self.values[op.results[0]] = product.y
         return True
@@ -443,9 +446,11 @@ class BlockLowering:
         tokens = self._of(op.x).tokens
         return self.emit.activation(self._order_of(op), tokens, "product", self._dtype_of(op))
 
-    def _product(self, op: nn.LinearOp, tiling: MatmulTiling, y: Activation) -> Product:
+    def _product(self, op: nn.LinearOp, key: ProductKey, y: Activation) -> Product:
+        """The product, and the record of its tiling: the caller emits it and no other."""
         self.emit.location = op.location
-        other = runner_up(self._key(op), tiling, load_machine())
+        tiling = self._tiling(op, key)
+        other = runner_up(key, tiling, load_machine()) if self.compare else None
         self.emit.append(TilingOp(tiling.to_text(), other.to_text() if other else None))
         x = self._of(op.x)
         layout = RowsLayout(

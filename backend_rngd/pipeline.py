@@ -11,11 +11,14 @@ from xdsl.passes import ModulePass
 from ..models.config_types import Bucket
 
 
-def backend_phase(bucket: Bucket, level: int = 2, pins: tuple[str, ...] = ()) -> list[ModulePass]:
+def backend_phase(
+    bucket: Bucket, level: int = 2, pins: tuple[str, ...] = (), compare: bool = False
+) -> list[ModulePass]:
     """Tensors of one bucket -> synchronised commands, ready to be encoded.
 
     `level` is that of `build -O`: 0 keeps the program's order, 1 overlaps commands inside each
-    kernel, 2 inside each block. `pins` are tilings that products must have, see `TilePass`.
+    kernel, 2 inside each block. `pins` are tilings that products must have, and
+    `compare` also records the next best ones, see `TilePass`.
     """
     from .place import PlacePass
     from .schedule import SchedulePass
@@ -23,7 +26,7 @@ def backend_phase(bucket: Bucket, level: int = 2, pins: tuple[str, ...] = ()) ->
     from .tile import TilePass
 
     return [
-        TilePass.for_bucket(bucket, pins),
+        TilePass.for_bucket(bucket, pins, compare),
         SchedulePass(level),
         PlacePass(),
         SynchronisePass(level),

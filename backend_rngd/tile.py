@@ -60,7 +60,11 @@ CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def lower_function(
-    function: func.FuncOp, shape: TokenShape, logits: frozenset[int], pins: Pins
+    function: func.FuncOp,
+    shape: TokenShape,
+    logits: frozenset[int],
+    pins: Pins,
+    compare: bool,
 ) -> list[LoweredBlock]:
     """Blocks in the order of their calls, with as many tokens at a time as fit.
 
@@ -68,7 +72,7 @@ def lower_function(
     attention, after it), and in each segment chunk by chunk; chunks with the same code share it.
     Raises: BCK003, BCK006.
     """
-    lowering = _FunctionLowering(function, shape, logits, pins)
+    lowering = _FunctionLowering(function, shape, logits, pins, compare)
     if len(lowering.segments) > 1 and len(_chunks(lowering.ops, shape, CHUNK_TOKENS[0])) > 1:
         return [
             block
@@ -86,6 +90,7 @@ class _FunctionLowering:
     shape: TokenShape
     logits: frozenset[int]
     pins: Pins
+    compare: bool
     crossings: dict[SSAValue, Crossing] = field(default_factory=dict)
 
     @property
@@ -126,6 +131,7 @@ class _FunctionLowering:
                 chunk,
                 self.logits,
                 self.pins,
+                self.compare,
                 segment,
                 self.crossings,
             ).run()
@@ -307,12 +313,14 @@ class TilePass(ModulePass):
     """Attended tokens per sequence, the new ones included."""
     pins: tuple[str, ...] = ()
     """Tilings that products must have: `pattern of module paths inside a block: record`."""
+    compare: bool = False
+    """Record the next best tilings too; it takes time to find them."""
 
     @staticmethod
-    def for_bucket(bucket: Bucket, pins: tuple[str, ...] = ()) -> TilePass:
+    def for_bucket(bucket: Bucket, pins: tuple[str, ...] = (), compare: bool = False) -> TilePass:
         """The pass for `bucket`."""
         kind = "decode" if bucket.is_decode else "prefill"
-        return TilePass(kind, bucket.batch_size, bucket.attention_size, pins)
+        return TilePass(kind, bucket.batch_size, bucket.attention_size, pins, compare)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         shape = TokenShape(Bucket.parse(f"{self.kind}:{self.batch},{self.length}"))
@@ -324,7 +332,7 @@ class TilePass(ModulePass):
         logits = _logits_results(forward)
         pins = parse_pins(self.pins, "pins")
         blocks = {
-            name: lower_function(f, shape, logits.get(name, frozenset()), pins)
+            name: lower_function(f, shape, logits.get(name, frozenset()), pins, self.compare)
             for name, f in functions.items()
         }
         program = _ProgramLowering(forward, shape, blocks)

@@ -34,6 +34,11 @@ class Cycles:
     dma: int
     total: int
 
+    @property
+    def score(self) -> float:
+        """Halfway between the busiest context and the whole: neighbours hide some of the rest."""
+        return (max(self.main, self.sub, self.dma) + self.total) / 2
+
 
 @dataclass(frozen=True)
 class MatmulTiling:
@@ -74,6 +79,7 @@ class MatmulTiling:
 
 
 _CYCLES = {f"{field.name}_cycles": field.name for field in fields(Cycles)}
+_FLAGS = ("run_per_row", "every_slice")
 _REQUIRED = ("tokens", "rows", "load_rows", "load_chunks", "command_chunks")
 
 
@@ -90,6 +96,8 @@ def parse_tiling(text: str, where: str) -> MatmulTiling:
         if not (known and equals and number.isdecimal()) or name in values:
             raise errors.invalid_tiling(where, f"cannot read {word!r}")
         values[name] = int(number)
+        if name in _FLAGS and values[name] > 1:
+            raise errors.invalid_tiling(where, f"{name} is 0 or 1, not {number}")
     missing = [name for name in _REQUIRED if name not in values]
     if missing:
         raise errors.invalid_tiling(where, f"{', '.join(missing)} not given")
@@ -117,7 +125,7 @@ Pins = Mapping[str, MatmulTiling]
 def parse_pins(lines: Iterable[str], where: str) -> dict[str, MatmulTiling]:
     """Lines `pattern: tiling`; empty ones and those that begin with # say nothing.
 
-    Raises: BCK006.
+    Of two lines with one pattern the first counts. Raises: BCK006.
     """
     pins: dict[str, MatmulTiling] = {}
     for number, line in enumerate(lines, 1):
@@ -128,7 +136,7 @@ def parse_pins(lines: Iterable[str], where: str) -> dict[str, MatmulTiling]:
         at = f"{where}:{number}"
         if not colon:
             raise errors.invalid_tiling(at, "a pin is a pattern of module paths, ':' and a tiling")
-        pins[pattern.strip()] = parse_tiling(text, at)
+        pins.setdefault(pattern.strip(), parse_tiling(text, at))
     return pins
 
 

@@ -85,7 +85,10 @@ def runner_up(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Matmul
 
 @functools.lru_cache(maxsize=1024)
 def _priced(key: ProductKey, machine: Machine) -> list[MatmulTiling]:
-    return [replace(t, predicted=predict(key, t, machine)) for t in candidates(key.shape)]
+    # A kernel that streams weights adds no residual.
+    roles = {Role.TOKENS} if key.residual else set(Role)
+    found = (t for t in candidates(key.shape) if t.role in roles)
+    return [replace(t, predicted=predict(key, t, machine)) for t in found]
 
 
 def cheapest(priced: list[MatmulTiling]) -> MatmulTiling:
@@ -98,10 +101,9 @@ def cheapest(priced: list[MatmulTiling]) -> MatmulTiling:
 
 
 def score(tiling: MatmulTiling) -> float:
-    """Halfway between the busiest context and the whole: neighbours hide some of the rest."""
+    """What a tiling costs, see `Cycles.score`."""
     assert tiling.predicted is not None
-    cycles = tiling.predicted
-    return (max(cycles.main, cycles.sub, cycles.dma) + cycles.total) / 2
+    return tiling.predicted.score
 
 
 # --- candidates ---

@@ -163,7 +163,7 @@ def command(
             dump_ir=dump_ir,
             progress=report,
             warn=_warn,
-            explain=tilings.extend,
+            explain=tilings.extend if explain_tiling else None,
         )
     if as_json:
         summary = summarize_artifact(output)

@@ -187,6 +187,7 @@ def linear(product: Product) -> None:
 
     product.zero_unused_slices()
     if product.tiling.role == Role.WEIGHTS:
+        assert product.residual is None, "only the other kernel adds one"
         weights_stream(product)
     else:
         tokens_stream(product)

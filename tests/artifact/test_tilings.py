@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_pins_of_some_buckets(tmp_path: Path) -> None:
     assert found.lines(DECODE) == (f"lm_head: {WHOLE}", f"mlp.up: {WHOLE}")
 
 
+def test_the_more_specific_pattern_counts(tmp_path: Path) -> None:
+    found = pins(
+        tmp_path,
+        f'"*": {{lm_head: {RECORD}}}\nmlp.up: {RECORD}\n'
+        f'"decode:*": {{"*": {RECORD}, "mlp.*": {RECORD}, "[m]lp.?": {RECORD}, mlp.u: {RECORD}}}\n'
+        f'"decode:2,32": {{"*": {RECORD}}}',
+    )
+    order = [line.partition(":")[0] for line in found.lines(DECODE)]
+    assert order == ["*", "mlp.u", "mlp.*", "[m]lp.?", "*", "lm_head", "mlp.up"]
+
+
 @pytest.mark.parametrize("text", ["", "- a", "{", "mlp: 3", "mlp: [1]", "mlp:"])
 def test_what_is_no_file_of_pins(tmp_path: Path, text: str) -> None:
     with pytest.raises(FuriosaLLMError, match="BLD015"):
@@ -60,7 +72,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_pins(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("record", ["rows=4", f"{RECORD} colour=3", "{role: sideways}"])
+@pytest.mark.parametrize(
+    "record", ["rows=4", f"{RECORD} colour=3", f"{RECORD} every_slice=7", "{role: sideways}"]
+)
 def test_what_is_no_record(tmp_path: Path, record: str) -> None:
     with pytest.raises(FuriosaLLMError, match="BCK006"):
         pins(tmp_path, f"mlp: {record}")
@@ -73,6 +87,12 @@ def tiling(rows: int, cycles: int) -> MatmulTiling:
     return MatmulTiling(
         Role.WEIGHTS, 1, rows, 8, 2, 2, predicted=Cycles(cycles, 1, cycles - 10, cycles)
     )
+
+
+def test_distance_is_of_what_the_search_ranks_by() -> None:
+    other = replace(tiling(8, 1100), predicted=Cycles(800, 1, 1, 1100))
+    one = explained("mlp.up", runner_up=other)  # slower as a whole, but neighbours hide that
+    assert one.distance == pytest.approx(-0.05)
 
 
 def explained(module: str, rows: int = 4, runner_up: MatmulTiling | None = None) -> ExplainedTiling:
@@ -110,9 +130,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(model: Path, output: Path, *options: str) -> tuple[int, str, str]:
-    arguments = ["build", str(model), str(output), "-db", "2,32", "--weights", "skip", *options]
+    buckets = () if "-pb" in options else ("-db", "2,32")
+    arguments = ["build", str(model), str(output), *buckets, "--weights", "skip", *options]
     result = CliRunner().invoke(main, arguments)
     return result.exit_code, result.stdout, result.stderr
+
+
+BUCKETS = ("-pb", "1,128", "-db", "2,32", "-db", "16,32")
+
+
+def test_what_is_printed_gives_the_same_binaries(model: Path, tmp_path: Path) -> None:
+    """Prefill and decode: with fused residuals and gates, and without."""
+    code, printed, _ = build(model, tmp_path / "a", *BUCKETS, "--explain-tiling")
+    assert code == 0
+    comments = [line for line in printed.splitlines() if line.startswith("  # ")]
+    assert all(" cycles (" in line for line in comments), "a product has a second record"
+    (tmp_path / "pins").write_text(printed)
+    pinned = ("--pin-tiling", str(tmp_path / "pins"))
+    code, again, stderr = build(model, tmp_path / "b", *BUCKETS, *pinned, "--explain-tiling")
+    assert code == 0, stderr
+    assert again == printed
+    binaries = {file.name: file.read_bytes() for file in (tmp_path / "a").glob("*.vedf")}
+    assert len(binaries) == 3
+    for name, data in binaries.items():
+        assert (tmp_path / "b" / name).read_bytes() == data, name
 
 
 def test_what_is_printed_can_be_changed_and_pinned(model: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from furiosa_llm.backend_rngd.tiling import (
     parse_tiling,
     pinned,
 )
-from furiosa_llm.backend_rngd.tiling_search import ProductKey, predict, score, search
+from furiosa_llm.backend_rngd.tiling_search import ProductKey, predict, runner_up, score, search
 from furiosa_llm.errors import CompileError
 from furiosa_llm.models.config_types import Bucket
 
@@ -62,6 +62,8 @@ LINE = "weights-stream tokens=1 rows=16 load_rows=16 load_chunks=4 command_chunk
         (LINE + " depth=3", "'depth=3'"),
         (LINE + " rows=16", "'rows=16'"),
         (LINE + " k_split=-1", "'k_split=-1'"),
+        (LINE + " every_slice=7", "every_slice is 0 or 1, not 7"),
+        (LINE + " run_per_row=2", "run_per_row is 0 or 1"),
         (LINE + " main_cycles=7", "all or none"),
     ],
 )
@@ -79,6 +81,8 @@ def test_the_first_pin_that_matches_counts() -> None:
     assert pinned(pins, "attn.q_proj") == parse_tiling(LINE, "")
     assert pinned(pins, "mlp.up") == parse_tiling(LINE + " k_split=2", "")
     assert pinned({}, "mlp.up") is None
+    twice = parse_pins([f"up: {LINE}", f"up: {LINE} k_split=2"], "file")
+    assert pinned(twice, "up") == parse_tiling(LINE, "")
     with pytest.raises(CompileError) as caught:
         parse_pins(["weights-stream"], "file")
     assert (caught.value.code, caught.value.at) == ("BCK006", "file:1")
@@ -131,6 +135,14 @@ def test_the_search_is_within_5_percent_of_all_tilings(name: str) -> None:
     found = search(key, machine)
     every = (replace(t, predicted=predict(key, t, machine)) for t in _all_tilings(key))
     assert score(found) <= 1.05 * min(score(tiling) for tiling in every)
+
+
+def test_only_streamed_tokens_take_a_residual() -> None:
+    key, machine = ProductKey(plain(512), plain(700), 3, residual=True), load_machine()
+    found = search(key, machine)
+    assert found.role == Role.TOKENS
+    other = runner_up(key, found, machine)
+    assert other is None or other.role == Role.TOKENS
 
 
 def _all_tilings(key: ProductKey) -> list[MatmulTiling]:
