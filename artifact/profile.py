@@ -131,6 +131,7 @@ def _program_json(timing: ProgramTiming) -> dict[str, Any]:
         **_common_json(timing),
         "low_us": timing.low_us,
         "high_us": timing.high_us,
+        "dominant_us": timing.dominant_us,
         "hbm_utilization": timing.hbm_utilization,
         "mac_utilization": timing.mac_utilization,
         "hbm_capacity_utilization": timing.hbm_capacity_utilization,

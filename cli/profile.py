@@ -61,13 +61,13 @@ def _print_buckets(machine: str, timings: tuple[ProgramTiming, ...]) -> None:
 
     print_table(
         f"one run of each binary, simulated on {machine}",
-        ("bucket", "cycles", "off by", "time", "bound", "roofline", "HBM", "MAC"),
+        ("bucket", "cycles", "time", "off by", "bound", "roofline", "HBM", "MAC"),
         [
             (
                 timing.bucket,
                 f"{timing.cycles:,}",
-                _interval(timing.cycles, timing.low_cycles, timing.high_cycles),
                 _time(timing.time_us),
+                _interval(timing.time_us, timing.low_us, timing.high_us),
                 timing.bound,
                 _share(timing.roofline_cycles, timing.cycles),
                 f"{timing.hbm_utilization:.0%}",
@@ -77,8 +77,8 @@ def _print_buckets(machine: str, timings: tuple[ProgramTiming, ...]) -> None:
         ],
         compact=True,
     )
-    for name in dict.fromkeys(timing.dominant for timing in timings if timing.dominant):
-        buckets = ", ".join(timing.bucket for timing in timings if timing.dominant == name)
+    for name in dict.fromkeys(timing.dominant_us for timing in timings if timing.dominant_us):
+        buckets = ", ".join(timing.bucket for timing in timings if timing.dominant_us == name)
         click.echo(f"most uncertain: {name} ({buckets})")
 
 
@@ -154,7 +154,7 @@ def _time(microseconds: float) -> str:
     return f"{microseconds:,.1f} us"
 
 
-def _interval(cycles: int, low: int, high: int) -> str:
+def _interval(cycles: float, low: float, high: float) -> str:
     """How much shorter and longer it may be: `-3% +12%`."""
     if not cycles or low == high:
         return ""

@@ -88,6 +88,8 @@ class ProgramTiming:
     low_us: float = 0.0
     """Time at the low end of the interval, the clock's range included."""
     high_us: float = 0.0
+    dominant_us: str | None = None
+    """The machine's number whose range matters most to the time's interval."""
     hbm_capacity_utilization: float = 0.0
     """Share of a PE's part of HBM that the program's regions take, KV caches left out."""
 
@@ -128,7 +130,7 @@ def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> Pro
     for row in rows.values():
         total.add(row, row.macs)
     limits = _Limits.of(program, machine, sharers)
-    low_us, high_us = _interval_us(total, machine)
+    low_us, high_us, dominant_us = _interval_us(total, machine)
     return ProgramTiming(
         bucket=program.bucket,
         cycles=total.cycles,
@@ -145,6 +147,7 @@ def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> Pro
         spread=total.spread,
         low_us=low_us,
         high_us=high_us,
+        dominant_us=dominant_us,
         hbm_capacity_utilization=sum(r.bytes_for(slots=0) for r in program.regions)
         * sharers
         / (machine.hbm.capacity_bytes * program.header.pes),
@@ -220,8 +223,8 @@ class _Limits:
         )
 
 
-def _interval_us(total: _Row, machine: Machine) -> tuple[float, float]:
-    """The interval of a time: that of its cycles and the clock's own range.
+def _interval_us(total: _Row, machine: Machine) -> tuple[float, float, str | None]:
+    """The interval of a time, that of its cycles and the clock's own range, and what dominates it.
 
     Another clock changes the time of a cycle, and the cycles in which HBM answers.
     """
@@ -239,7 +242,7 @@ def _interval_us(total: _Row, machine: Machine) -> tuple[float, float]:
         (total.cycles + own[1]) / clock.high * 1e6 - time,
     )
     spread = Spread(changes)
-    return max(0.0, time - spread.down), time + spread.up
+    return max(0.0, time - spread.down), time + spread.up, spread.dominant
 
 
 # --- one block ---

@@ -40,7 +40,7 @@ from .records import (
 )
 
 MAGIC = b"VEDF"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PREAMBLE = struct.Struct("<4sIQQ32s8s")
 ALIGNMENT = 64
 INSTRUCTION_BUDGET_BYTES = 720_896

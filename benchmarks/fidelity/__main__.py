@@ -71,10 +71,12 @@ def _print_rows(predictions: Sequence[Prediction]) -> None:
     print(f"{'row':22}{'measured':>10}{'predicted':>11}{'interval':>22}{'error':>8}  in  range of")
     for p in predictions:
         digits = 3 if p.row.kind == "load-rate" else 1
-        interval = f"{p.low:.{digits}f} .. {p.high:.{digits}f}"
+        known = p.low is not None
+        interval = f"{p.low:.{digits}f} .. {p.high:.{digits}f}" if known else ""
+        inside = {True: "yes", False: "no", None: ""}[p.inside]
         print(
             f"{p.row.name:22}{p.measured:10.{digits}f}{p.value:11.{digits}f}{interval:>22}"
-            f"{p.error:8.1%}  {'yes' if p.inside else 'no ':3} {p.dominant}"
+            f"{p.error:8.1%}  {inside:3} {p.dominant or ''}"
         )
     print("(us between launch and finish; load rates relative to the mean of their rows)")
 
@@ -93,8 +95,12 @@ def _print_summaries(predictions: Sequence[Prediction]) -> None:
             goal = f"{GOALS[kind]:.0%}" if kind in GOALS else ""
             print(
                 f"{kind:12}{s.rows:5}{s.mean_error:12.1%}{goal:>7}{s.rank_correlation:12.3f}"
-                f"{s.inside:9.0%}{s.median_width:14.0%}"
+                f"{_percent(s.inside):>9}{_percent(s.median_width):>14}"
             )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _print_fit(fitter: Fitter, machine: Machine) -> None:

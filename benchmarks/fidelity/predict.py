@@ -9,7 +9,7 @@ from statistics import correlation, mean, median
 
 from furiosa_llm.backend_rngd.isa.container import Program, read_program
 from furiosa_llm.backend_rngd.isa.machine import Machine
-from furiosa_llm.runtime_sim.timing import ProgramTiming, time_program
+from furiosa_llm.runtime_sim.timing import time_program
 
 from .rows import Row
 
@@ -21,8 +21,9 @@ class Prediction:
     row: Row
     measured: float
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """Both None for rates relative to each other: what is uncertain scales them all alike."""
     cycles: int
     """Without launch and finish, which a union of commands' times does not hold."""
     dominant: str | None
@@ -33,11 +34,15 @@ class Prediction:
         return self.value / self.measured - 1
 
     @property
-    def inside(self) -> bool:
+    def inside(self) -> bool | None:
+        if self.low is None or self.high is None:
+            return None
         return self.low <= self.measured <= self.high
 
     @property
-    def width(self) -> float:
+    def width(self) -> float | None:
+        if self.low is None or self.high is None:
+            return None
         return (self.high - self.low) / self.value
 
 
@@ -96,17 +101,8 @@ def _time(row: Row, program: Program, machine: Machine, sharers: int) -> Predict
         timing.low_us - us,
         value * (timing.high_us - us) / alone,
         cycles,
-        _dominant(timing, machine),
+        timing.dominant_us,
     )
-
-
-def _dominant(timing: ProgramTiming, machine: Machine) -> str | None:
-    """The number whose range matters most; the clock's range changes all of a time."""
-    clock = machine.parameters["chip.clock_hertz"]
-    assert clock.low is not None
-    most = max((abs(c) for ends in timing.spread.changes.values() for c in ends), default=0.0)
-    by_clock = timing.cycles * (machine.chip.clock_hertz / clock.low - 1)
-    return "chip.clock_hertz" if by_clock > most else timing.dominant
 
 
 def _relative(rates: Sequence[Prediction]) -> list[Prediction]:
@@ -118,10 +114,7 @@ def _relative(rates: Sequence[Prediction]) -> list[Prediction]:
 
     def scaled(p: Prediction) -> Prediction:
         value = p.row.moved_bytes / p.cycles / level
-        fast, slow = p.value / p.low, p.value / p.high
-        return Prediction(
-            p.row, p.measured / measured, value, value * slow, value * fast, p.cycles, p.dominant
-        )
+        return Prediction(p.row, p.measured / measured, value, None, None, p.cycles, None)
 
     return [scaled(p) for p in rates]
 
@@ -134,17 +127,20 @@ class Summary:
     mean_error: float
     rank_correlation: float
     """Spearman's."""
-    inside: float
-    median_width: float
+    inside: float | None
+    """Share of the rows with an interval; None if none has one."""
+    median_width: float | None
 
     @staticmethod
     def of(predictions: Sequence[Prediction]) -> Summary:
+        inside = [p.inside for p in predictions if p.inside is not None]
+        widths = [p.width for p in predictions if p.width is not None]
         return Summary(
             len(predictions),
             mean(abs(p.error) for p in predictions),
             _rank_correlation(predictions),
-            mean(p.inside for p in predictions),
-            median(p.width for p in predictions),
+            mean(inside) if inside else None,
+            median(widths) if widths else None,
         )
 
 

@@ -41,6 +41,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
             spread=SPREAD,
             low_us=0.29,
             high_us=0.31,
+            dominant_us="chip.clock_hertz",
         )
 
     monkeypatch.setattr(reader_module, "time_program", time_program)
@@ -72,6 +73,7 @@ def test_json_has_every_layer(tmp_path: Path) -> None:
         "time_us": 0.3,
         "low_us": 0.29,
         "high_us": 0.31,
+        "dominant_us": "chip.clock_hertz",
         "roofline_cycles": 180,
         "bound": "HBM",
         "hbm_bytes": 300,
@@ -106,10 +108,10 @@ def cells(stdout: str, row: str) -> list[str]:
 
 def test_a_bucket_has_its_interval_its_bound_and_what_is_most_uncertain(tmp_path: Path) -> None:
     _, stdout, _ = run(tmp_path)
-    expected = ["decode:4,32", "300", "-2%", "+3%", "0.3", "us", "HBM", "60.0%", "50%", "25.0%"]
+    expected = ["decode:4,32", "300", "0.3", "us", "-3%", "+3%", "HBM", "60.0%", "50%", "25.0%"]
     assert cells(stdout, "decode:4,32") == expected
     assert "time while all 8 PEs run a copy: 1.50 x (prefill:1,16), 1.50 x (decode" in stdout
-    assert "most uncertain: dma.startup_cycles (prefill:1,16, decode:1,32, decode:4,32)" in stdout
+    assert "most uncertain: chip.clock_hertz (prefill:1,16, decode:1,32, decode:4,32)" in stdout
 
 
 def test_tables_add_up_the_layers(tmp_path: Path) -> None:
