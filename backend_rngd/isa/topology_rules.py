@@ -26,7 +26,7 @@ def topology_violations(c: Exec) -> Violations:
     steps = [k.slices for _, k in brought]
     if steps != sorted(steps, reverse=True):
         yield "topology", "slices that become time keep their order"
-    if switch.topology != Topology.BROADCAST01 and brought:
+    if switch.topology not in _MIXED and brought:
         inside = c.counters[brought[0][0] :]
         if any(k.birth == Birth.FETCH and k.n > 1 for k in inside):
             yield "topology", "slices that become time are the innermost of it"
@@ -61,14 +61,9 @@ def _high(switch: Switch) -> Digit | None:
     return next((d for d in switch.digits if d.shift and d.shift + d.bits == ring_bits), None)
 
 
-def _broadcast01(switch: Switch, brought: list[Counter]) -> bool:
-    """slice [s1, s0] -> [X, Y], time [t1, t0] -> [t1, s1, t0, s0]."""
-    inner = 1
-    for k in reversed(brought):
-        if k.slices != inner and not (k.slices > inner and not k.slices & (k.slices - 1)):
-            return False
-        inner = k.slices
-    return not switch.digits and len(brought) <= 2
+def _broadcast01(switch: Switch, _: list[Counter]) -> bool:
+    """slice [s1, s0] -> [X, Y], time [t1, t0] -> [t1, s1, t0, s0]; s1 and s0 in any factors."""
+    return not switch.digits
 
 
 def _broadcast1(switch: Switch, brought: list[Counter]) -> bool:
@@ -113,6 +108,8 @@ def _transposed_broadcast1(switch: Switch, brought: list[Counter]) -> bool:
     return form and all(k.slices == 1 and k.n <= size0 for k in brought) and len(brought) <= 1
 
 
+_MIXED = (Topology.BROADCAST01, Topology.INTER_TRANSPOSE)
+"""Topologies whose slices may become an outer part of time."""
 _FORMS = {
     Topology.BROADCAST01: _broadcast01,
     Topology.BROADCAST1: _broadcast1,

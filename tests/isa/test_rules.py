@@ -97,6 +97,7 @@ inter = replace(
     ),
     switch=Switch(Topology.INTER_TRANSPOSE, 8, (Digit(0, 3, bytes=32),)),
 )
+fetched_inside = replace(inter, counters=(*inter.counters, Counter(2, a=256, commit=512)))
 i4, i32 = Port(0, DType.I4), Port(0, DType.I32)
 half_bytes = replace(plain, a=i4, stream=Stream(8, cast=DType.I32), commit_port=i32)
 
@@ -338,7 +339,9 @@ BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("command", [plain, multiply, store, pair, memset, ring, inter, half_bytes])
+@pytest.mark.parametrize(
+    "command", [plain, multiply, store, pair, memset, ring, inter, fetched_inside, half_bytes]
+)
 def test_the_commands_that_are_broken_below_are_right_as_they_stand(command: Exec) -> None:
     plan_exec(command, "here")
 
