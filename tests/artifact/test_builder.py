@@ -40,7 +40,12 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     asked: list[Any] = []
 
     def compile_model(
-        config: Any, buckets: Sequence[Bucket], last_token_only: bool, level: int, *options: Any
+        config: Any,
+        buckets: Sequence[Bucket],
+        last_token_only: bool,
+        level: int,
+        *options: Any,
+        **more_options: Any,
     ) -> CompiledModel:
         asked.append((config.architectures[0], tuple(buckets), last_token_only, level))
         binaries = (
