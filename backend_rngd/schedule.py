@@ -14,7 +14,7 @@ plan of a lower level is kept where it is not slower, and program order where no
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import prod
@@ -159,8 +159,6 @@ class BlockProblem:
         self._block = block.body.block
         self._straights = list(_straights(self._block))
         self._turns = _turns(self._straights)
-        self._runs = [prod(r.count.value.data for r in one.inside) for one in self._straights]
-        """How often each is run."""
         self._allocs = [_allocs_of(straight.commands) for straight in self._straights]
         self._spans: dict[AllocOp, _Span] = {}
         """The straights, by number, in which a buffer is used or has to be kept."""
@@ -169,8 +167,6 @@ class BlockProblem:
                 first, last = self._kept(alloc, number) or (number, number)
                 self._spans.setdefault(alloc, _Span(first, last)).cover(first, last)
         self.stretches = [self._stretch(n, machine) for n in range(len(self._straights))]
-        pairs = zip(self._straights, self.stretches, strict=True)
-        self._kernels = [list(parts(two, list(kernels(one.commands)))) for one, two in pairs]
 
     def _kept(self, alloc: AllocOp, number: int) -> tuple[int, int] | None:
         """The straights of the repeat that uses a buffer from outside, in all its turns."""
@@ -208,44 +204,15 @@ class BlockProblem:
             leaving=kept or span.last > number,
         )
 
-    def best(self, level: int) -> list[Plan]:
-        """The shortest plans of a level that can be placed; none is longer than a lower level's."""
-        if level == 0:
-            return self.serial()
-        if level == 1:
-            by_kernel = [self._by_kernel(policy) for policy in KERNEL_POLICIES]
-            return self._first_placeable([*by_kernel, self.serial()])
-        whole = [[planned(one, policy) for one in self.stretches] for policy in POLICIES]
-        plans = self._first_placeable([*whole, self.serial()])
-        if self.cycles(plans) > self._least_by_kernel():
-            plans = self._first_placeable([plans, self.best(1)])
-        return plans
-
-    def _first_placeable(self, candidates: list[list[Plan]]) -> list[Plan]:
-        """In the order of their length; the last one if there is none."""
-        in_order_of_length = sorted(candidates, key=self.cycles)
-        return next(
-            (plans for plans in in_order_of_length if self.can_place(plans)), candidates[-1]
+    def search(self) -> PlanSearch:
+        """For the plans of the whole block."""
+        pairs = zip(self._straights, self.stretches, strict=True)
+        return PlanSearch(
+            self.stretches,
+            [list(parts(two, list(kernels(one.commands)))) for one, two in pairs],
+            [prod(r.count.value.data for r in one.inside) for one in self._straights],
+            self.can_place,
         )
-
-    def _by_kernel(self, policy: Policy) -> list[Plan]:
-        return [
-            _one_after_another([planned(kernel, policy) for kernel in found])
-            for found in self._kernels
-        ]
-
-    def _least_by_kernel(self) -> int:
-        """Cycles that no plan of level 1 undercuts."""
-        least = [sum(map(least_makespan, found)) for found in self._kernels]
-        return sum(n * cycles for n, cycles in zip(self._runs, least, strict=True))
-
-    def serial(self) -> list[Plan]:
-        """Program order: what can be placed if anything can."""
-        return [serial_plan(stretch) for stretch in self.stretches]
-
-    def cycles(self, plans: Sequence[Plan]) -> int:
-        """Of the whole block, all turns of its repeats counted."""
-        return sum(n * plan.makespan for n, plan in zip(self._runs, plans, strict=True))
 
     def can_place(self, plans: Sequence[Plan]) -> bool:
         """Write the lifetimes, and see whether all buffers find room."""
@@ -381,15 +348,71 @@ def _one_after_another(plans: Sequence[Plan]) -> Plan:
     return Plan(tuple(order), tuple(starts), now)
 
 
+@dataclass(frozen=True)
+class PlanSearch:
+    """The search for the best plans of stretches that follow each other."""
+
+    stretches: Sequence[Stretch]
+    kernels: Sequence[Sequence[Stretch]]
+    """Those of each stretch, in order."""
+    runs: Sequence[int]
+    """How often each stretch is run."""
+    can_place: Callable[[Sequence[Plan]], bool]
+    """Whether all buffers find room with these plans."""
+
+    def best(self, level: int) -> list[Plan]:
+        """The shortest plans found that can be placed; program order can be, or nothing can."""
+        plans = self._of_level(level)
+        if level == 2:
+            pairs = zip(self.stretches, plans, strict=True)
+            better = [improved(stretch, plan) for stretch, plan in pairs]
+            if self.cycles(better) < self.cycles(plans) and self.can_place(better):
+                return better
+        return plans
+
+    def cycles(self, plans: Sequence[Plan]) -> int:
+        """Of the whole block, all turns of its repeats counted."""
+        return sum(n * plan.makespan for n, plan in zip(self.runs, plans, strict=True))
+
+    def _of_level(self, level: int) -> list[Plan]:
+        """The shortest plans of a level's policies; none is longer than a lower level's."""
+        serial = [serial_plan(stretch) for stretch in self.stretches]
+        if level == 0:
+            return serial
+        if level == 1:
+            by_kernel = [self._by_kernel(policy) for policy in KERNEL_POLICIES]
+            return self._first_placeable([*by_kernel, serial])
+        whole = [[planned(one, policy) for one in self.stretches] for policy in POLICIES]
+        plans = self._first_placeable([*whole, serial])
+        if self.cycles(plans) > self._least_by_kernel():
+            plans = self._first_placeable([plans, self._of_level(1)])
+        return plans
+
+    def _first_placeable(self, candidates: list[list[Plan]]) -> list[Plan]:
+        """In the order of their length; the last one if there is none."""
+        in_order_of_length = sorted(candidates, key=self.cycles)
+        return next(
+            (plans for plans in in_order_of_length if self.can_place(plans)), candidates[-1]
+        )
+
+    def _by_kernel(self, policy: Policy) -> list[Plan]:
+        return [
+            _one_after_another([planned(kernel, policy) for kernel in found])
+            for found in self.kernels
+        ]
+
+    def _least_by_kernel(self) -> int:
+        """Cycles that no plan of level 1 undercuts."""
+        least = [sum(map(least_makespan, found)) for found in self.kernels]
+        return sum(n * cycles for n, cycles in zip(self.runs, least, strict=True))
+
+
+# --- the pass ---
+
+
 def _schedule_block(block: BlockOp, level: int, machine: Machine) -> None:
-    """Take the shortest plan that can be placed; program order can be, or nothing can."""
     problem = BlockProblem(block, machine)
-    plans = problem.best(level)
-    if level == 2:
-        pairs = zip(problem.stretches, plans, strict=True)
-        better = [improved(stretch, plan) for stretch, plan in pairs]
-        if problem.cycles(better) < problem.cycles(plans) and problem.can_place(better):
-            plans = better
+    plans = problem.search().best(level)
     problem.write_lifetimes(plans)
     problem.reorder(plans)
 

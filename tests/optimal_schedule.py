@@ -1,4 +1,4 @@
-"""The best schedule that OR-Tools' CP-SAT solver finds for a stretch."""
+"""What OR-Tools' CP-SAT solver proves about the shortest schedule of a stretch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from furiosa_llm.backend_rngd.list_schedule import Plan, Stretch
 
 @dataclass(frozen=True)
 class Optimum:
-    """Cycles of the best schedule found, and what no schedule can undercut."""
+    """What the solver knows of the shortest schedule."""
 
-    makespan: int
     bound: int
+    """Cycles that no schedule undercuts; those of the shortest one if `proven`."""
+    proven: bool
 
 
-def optimum(stretch: Stretch, hint: Plan, seconds: float) -> Optimum:
-    """The same commands, precedences, contexts and memories; the search starts from `hint`."""
+def optimum(stretch: Stretch, hint: Plan, effort: float) -> Optimum:
+    """The same commands, precedences, contexts and memories; the search starts from `hint`.
+
+    Memories are capacities, as in the plan; that buffers stay where they are is not modelled.
+    `effort` limits the work, about in seconds, and does not depend on the machine's load.
+    """
     tasks = stretch.tasks
     assert not any(task.blocking_cycles for task in tasks), "blocking is not modelled"
     model = cp_model.CpModel()
@@ -42,12 +47,13 @@ def optimum(stretch: Stretch, hint: Plan, seconds: float) -> Optimum:
     _add_memories(model, stretch, starts, end)
     model.minimize(end)
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.max_deterministic_time = effort
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
     status = solver.solve(model)
-    assert solver.status_name(status) in ("OPTIMAL", "FEASIBLE"), solver.status_name(status)
-    return Optimum(int(solver.objective_value), int(solver.best_objective_bound))
+    name = solver.status_name(status)
+    assert name in ("OPTIMAL", "FEASIBLE"), name
+    return Optimum(round(solver.best_objective_bound), name == "OPTIMAL")
 
 
 def _add_memories(

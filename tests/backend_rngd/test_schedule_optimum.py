@@ -1,7 +1,10 @@
-"""Small schedules against the best that OR-Tools' CP-SAT solver finds for the same commands.
+"""Small schedules against what OR-Tools' CP-SAT solver proves about the same commands.
 
-Two dozen kernels of 20 to 24 commands, cut from the lowered blocks of decoders of several shapes,
-and some random ones. Each solver run has a time limit; the whole takes under a minute.
+Kernels of 20 to 24 commands, cut from the lowered blocks of decoders of several shapes, and some
+random ones, planned by the search of the `schedule` pass. What is claimed: wherever the solver
+proves an optimum, the plan takes at most 10 % more. Of the others only a lower bound is known; how
+far their plans are from it is reported, not judged: the distance is the solver's as much as the
+plan's.
 """
 
 from __future__ import annotations
@@ -14,14 +17,14 @@ from small_decoder import Decoder
 from xdsl.context import Context
 
 from furiosa_llm.backend_rngd.isa.machine import load_machine
-from furiosa_llm.backend_rngd.list_schedule import Policy, Stretch
+from furiosa_llm.backend_rngd.list_schedule import Plan, Stretch
 from furiosa_llm.backend_rngd.rngd import BlockOp
-from furiosa_llm.backend_rngd.schedule import POLICIES, BlockProblem, improved, parts, planned
+from furiosa_llm.backend_rngd.schedule import BlockProblem, PlanSearch, parts
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.models.config_types import Bucket
 
 SLACK = 1.10
-SECONDS = 1.0
+EFFORT = 1.0
 LONGEST = 24
 DECODERS = (
     Decoder(Bucket.decode(2, 40)),
@@ -38,6 +41,10 @@ DECODERS = (
         feed_forward=1792,
         vocabulary=1024,
     ),
+    Decoder(Bucket.decode(4, 64), hidden=512, heads=8, kv_heads=8, head_dim=64, feed_forward=1024),
+    Decoder(Bucket.prefill(1, 32), hidden=512, heads=8, kv_heads=2, head_dim=64, bias=True),
+    Decoder(Bucket.decode(32, 256), hidden=512, heads=8, kv_heads=2, head_dim=64),
+    Decoder(Bucket.prefill(1, 200), hidden=256, heads=4, kv_heads=4, head_dim=64, head_norms=True),
 )
 RANDOM = 6
 
@@ -61,16 +68,26 @@ def _pieces(stretch: Stretch) -> Iterator[Stretch]:
             yield piece
 
 
-def test_small_kernels_are_within_ten_percent_of_the_optimum(
+def _shortest(piece: Stretch) -> Plan:
+    """As the pass plans a block that has this piece alone; addresses are no part of the problem."""
+    (plan,) = PlanSearch([piece], [[piece]], [1], lambda plans: True).best(2)
+    return plan
+
+
+def test_small_kernels_are_within_ten_percent_of_the_proven_optimum(
     record_property: Callable[[str, object], None],
 ) -> None:
-    pieces = [*lowered(), *(random_stretch(seed, 24) for seed in range(RANDOM))]
-    assert len(pieces) >= 20 + RANDOM
-    ratios = []
-    for piece in pieces:
-        plans = [planned(piece, policy) for policy in (*POLICIES, Policy())]
-        plan = improved(piece, min(plans, key=lambda plan: plan.makespan))
+    cut = list(lowered())
+    assert len(cut) >= 20
+    proven: list[float] = []
+    others: list[float] = []
+    for piece in [*cut, *(random_stretch(seed, LONGEST) for seed in range(RANDOM))]:
+        plan = _shortest(piece)
         check_plan(piece, plan)
-        ratios.append(plan.makespan / optimum(piece, plan, SECONDS).makespan)
-    record_property("ratios", [round(ratio, 3) for ratio in ratios])
-    assert max(ratios) <= SLACK, [round(ratio, 3) for ratio in ratios]
+        best = optimum(piece, plan, EFFORT)
+        assert plan.makespan >= best.bound
+        (proven if best.proven else others).append(round(plan.makespan / best.bound, 3))
+    record_property("ratios to proven optima", proven)
+    record_property("ratios to bounds", others)
+    assert len(proven) >= 20 + RANDOM, (proven, others)
+    assert max(proven) <= SLACK, proven

@@ -222,4 +222,5 @@ def test_20_makespan() -> None:
     )
     timing = time_program(read_program(write_program(program)), SCHEDULER)
     assert timing.cycles == pytest.approx(17_949, rel=0.05)
-    assert timing.low_cycles <= 17_949 * 1.05
+    # The ranges of the machine's numbers account for what is missing.
+    assert timing.low_cycles <= 17_949 <= timing.high_cycles
