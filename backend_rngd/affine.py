@@ -7,7 +7,6 @@ an axis makes it so. `factor` finds the fewest nests greedily, so no layout need
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,13 +99,3 @@ def _merged(nest: Nest) -> Nest:
         return Nest((), nest.bases, tuple(() for _ in nest.bases))
     counts, strides_by_loop = zip(*loops, strict=True)
     return Nest(tuple(counts), nest.bases, tuple(zip(*strides_by_loop, strict=True)))
-
-
-def visited(nest: Nest, stream: int) -> np.ndarray:
-    """Every address of one stream, in order: the meaning of a nest, for tests."""
-    address = np.full((1,) * max(1, len(nest.n)), nest.bases[stream], np.int64)
-    for axis, (n, stride) in enumerate(zip(nest.n, nest.strides[stream], strict=True)):
-        shape = [1] * len(nest.n)
-        shape[axis] = n
-        address = address + (np.arange(n) * stride).reshape(shape)
-    return address.reshape(math.prod(nest.n))

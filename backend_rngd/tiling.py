@@ -73,10 +73,6 @@ class MatmulTiling:
             words += [f"{f.name}_cycles={getattr(self.predicted, f.name)}" for f in fields(Cycles)]
         return " ".join(words)
 
-    def weights_per_command(self, k: int, slices: int) -> int:
-        """Bytes of weights that one product command meets, over all slices."""
-        return self.rows * k * 2 * slices
-
 
 _CYCLES = {f"{field.name}_cycles": field.name for field in fields(Cycles)}
 _FLAGS = ("run_per_row", "every_slice")

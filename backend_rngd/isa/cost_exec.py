@@ -31,6 +31,8 @@ from .units import REDUCE_STAGE, STAGE
 
 FLOAT_STAGES = range(3, 6)
 """Stages between Narrow and Widen: float units, reducer, divider."""
+WORD_BITS = 32
+"""Of the vector engine's elements."""
 CAST_ENGINE_EXEMPT = (DType.F32, DType.BF16)
 """The commit adapter itself rounds f32 to bf16; other casts go through the cast engine."""
 
@@ -257,7 +259,7 @@ def _vector_cycles(plan: ExecPlan, machine: Machine) -> int:
         stages.add(REDUCE_STAGE)
     narrow = any(stage in FLOAT_STAGES for stage in stages)
     way = machine.vector.float_elements_per_cycle if narrow else machine.vector.elements_per_cycle
-    per_flit = _ceil(machine.vector.elements_per_cycle, way)
+    per_flit = _ceil(machine.stream.flit_bytes * 8 // WORD_BITS, way)
     return _vector_flits(plan, machine) * per_flit
 
 

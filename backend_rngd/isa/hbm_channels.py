@@ -26,9 +26,6 @@ Loop = tuple[int, int]
 
 SAMPLE = 8192
 """Requests that are looked at one by one: four windows of a controller's queues."""
-NIBBLE = 4
-CHANNELS = 2 << NIBBLE
-"""Channels that an address can name: a stack, and a nibble inside it."""
 BANKS = 1 << 8
 """More than the banks of a channel."""
 
@@ -37,6 +34,7 @@ BANKS = 1 << 8
 class AddressMap:
     """Which bits of an address say what, and how many requests a controller sees."""
 
+    nibble_width: int
     stack_bit: int
     channel_nibble_bits: tuple[int, ...]
     bank_bits: tuple[int, ...]
@@ -50,6 +48,7 @@ class AddressMap:
     def of(machine: Machine) -> AddressMap:
         hbm = machine.hbm
         return AddressMap(
+            hbm.nibble_width,
             hbm.stack_bit,
             hbm.channel_nibble_bits,
             hbm.bank_bits,
@@ -58,6 +57,11 @@ class AddressMap:
             hbm.queue_entries_per_channel,
             hbm.unit_bytes,
         )
+
+    @property
+    def channels(self) -> int:
+        """Channels that an address can name: a stack, and a nibble inside it."""
+        return 2 << self.nibble_width
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def channel_of(address: Array, bits: AddressMap) -> Array:
     for bit in bits.channel_nibble_bits:
         nibble ^= address >> bit
     stack = address >> bits.stack_bit & 1
-    return stack << NIBBLE | nibble & ((1 << NIBBLE) - 1)
+    return stack << bits.nibble_width | nibble & ((1 << bits.nibble_width) - 1)
 
 
 def channel_cycles(loops: Sequence[Loop], run: int, machine: Machine, sharers: int) -> float:
@@ -93,7 +97,7 @@ def channel_cycles(loops: Sequence[Loop], run: int, machine: Machine, sharers: i
         pattern.row_changes * machine.hbm.row_conflict_cycles,
     )
     own = pattern.same_group * machine.hbm_unit_cycles * penalty
-    return max(shared * sharers, own) * CHANNELS / machine.hbm.channels
+    return max(shared * sharers, own)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -101,12 +105,12 @@ def pattern_of(loops: tuple[Loop, ...], run: int, bits: AddressMap) -> Pattern:
     """The requests of a transfer as the channels see them."""
     sample, outer = _split([*loops, (-(-run // bits.unit_bytes), bits.unit_bytes)])
     addresses = _addresses(sample)
-    load = np.bincount(channel_of(addresses, bits), minlength=CHANNELS).astype(float)
+    load = np.bincount(channel_of(addresses, bits), minlength=bits.channels).astype(float)
     looked_at = load.max()
     row_changes, same_group = _in_windows(addresses, bits)
     for n, stride in outer:
         shifts = channel_of(np.arange(n, dtype=np.int64) * stride, bits)
-        load = _xor_convolution(load, np.bincount(shifts, minlength=CHANNELS))
+        load = _xor_convolution(load, np.bincount(shifts, minlength=bits.channels))
     requests = float(load.max())
     scale = requests / looked_at
     return Pattern(requests, row_changes * scale, same_group * scale)
@@ -151,17 +155,21 @@ def _in_windows(addresses: Array, bits: AddressMap) -> tuple[int, int]:
     channel = channel_of(addresses, bits)
     order = np.argsort(channel, kind="stable")
     channel, addresses = channel[order], addresses[order]
-    first = np.searchsorted(channel, np.arange(CHANNELS))
+    first = np.searchsorted(channel, np.arange(bits.channels))
     windows = len(addresses)
     window = (np.arange(windows) - first[channel]) // bits.queue_entries
     group = _bits(addresses, bits.bank_group_bits)
     bank = group << len(bits.bank_bits) | _bits(addresses, bits.bank_bits)
-    in_group = group * CHANNELS * windows + channel * windows + window
+    in_group = group * bits.channels * windows + channel * windows + window
     changes = _row_changes(channel * BANKS + bank, window, addresses >> bits.row_bit)
-    in_bank = bank * CHANNELS * windows + channel * windows + window
+    in_bank = bank * bits.channels * windows + channel * windows + window
     place = np.unique(in_group, return_inverse=True)[1]
     follows_one = np.bincount(place)[place] > 1
-    return _busiest(in_bank, changes, windows), _busiest(in_group, follows_one, windows)
+    places = bits.channels * windows
+    return (
+        _busiest(in_bank, changes, windows, places),
+        _busiest(in_group, follows_one, windows, places),
+    )
 
 
 def _row_changes(bank: Array, window: Array, row: Array) -> Array:
@@ -187,14 +195,14 @@ def _bits(addresses: Array, bits: Sequence[int]) -> Array:
     return number
 
 
-def _busiest(keys: Array, counted: Array, windows: int) -> int:
+def _busiest(keys: Array, counted: Array, windows: int, channel_windows: int) -> int:
     """Largest sum over a channel's windows of the key with the most counted requests there.
 
     A key is (bank or group, channel, window) in one number.
     """
     names, where = np.unique(keys, return_inverse=True)
     counts = np.bincount(where, weights=counted)
-    places, at = np.unique(names % (CHANNELS * windows), return_inverse=True)
+    places, at = np.unique(names % channel_windows, return_inverse=True)
     most = np.zeros(len(places))
     np.maximum.at(most, at, counts)
     return int(np.bincount(places // windows, weights=most).max())

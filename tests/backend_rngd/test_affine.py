@@ -1,11 +1,23 @@
 """Address lists as loop nests: every run is visited once, by legal loops."""
 
+import math
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from furiosa_llm.backend_rngd.affine import MAX_COUNT, Nest, factor, visited
+from furiosa_llm.backend_rngd.affine import MAX_COUNT, Nest, factor
 from furiosa_llm.backend_rngd.isa.instructions import MAX_LOOPS
+
+
+def visited(nest: Nest, stream: int) -> np.ndarray:
+    """Every address of one stream, in order."""
+    address = np.full((1,) * max(1, len(nest.n)), nest.bases[stream], np.int64)
+    for axis, (n, stride) in enumerate(zip(nest.n, nest.strides[stream], strict=True)):
+        shape = [1] * len(nest.n)
+        shape[axis] = n
+        address = address + (np.arange(n) * stride).reshape(shape)
+    return address.reshape(math.prod(nest.n))
 
 
 def pairs(nests: list[Nest], count: int) -> list[tuple[int, ...]]:

@@ -164,11 +164,6 @@ def _all_tilings(key: ProductKey) -> list[MatmulTiling]:
     return [tiling for tiling in grid if _objection(shape, tiling) is None]
 
 
-def test_a_tiling_says_how_much_weight_a_command_meets() -> None:
-    tiling = MatmulTiling(Role.WEIGHTS, 1, 4, 4, 4, 4, run_per_row=True)
-    assert tiling.weights_per_command(4096, 64) == 2 << 20
-
-
 def records(pins: tuple[str, ...]) -> list[str]:
     """The tilings of a small decoder's block."""
     module = Decoder(Bucket.decode(2, 16), layers=1).module()
