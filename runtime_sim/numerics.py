@@ -1,7 +1,7 @@
 """The machine's number conversions, exact and vectorised.
 
 Every conversion that an adapter or the cast engine makes goes through here. The rules are those
-of the vendor's published host oracle (docs/hardware.md, "Numerics"); silicon is not confirmed.
+of the vendor's published host oracle (docs/numerics.md); silicon is not confirmed.
 
 - bf16: round to nearest even; a subnormal result, or a subnormal that is read, becomes a zero of
   its sign; NaN is 0x7FC0, as f32 0x7FC00000.
@@ -148,10 +148,10 @@ def f32_to_f8e5m2(values: Array) -> Array:
     # 2 of 23 mantissa bits stay, and the exponent's bias goes from 127 to 15.
     normal = ((magnitude + np.uint32(1 << 20)) >> 21).astype(np.int64) - (112 << 2)
     normal = np.minimum(normal, 0x7C)
-    units = np.minimum(np.abs(values), np.float32(1.0)) * np.float32(1 << 16)
-    subnormal = np.minimum(np.floor(units + np.float32(0.5)), np.float32(3.0))
     is_normal = magnitude >= 0x38800000
-    small = np.where(is_normal, np.float32(0.0), np.nan_to_num(subnormal))
+    units = np.where(is_normal, np.float32(0.0), np.abs(values)) * np.float32(1 << 16)
+    # In f64: the f32 below a half would become one when a half is added.
+    small = np.minimum(np.floor(units.astype(np.float64) + 0.5), 3.0)
     code = np.where(is_normal, normal, small.astype(np.int64))
     code |= (bits >> 24).astype(np.int64) & 0x80
     code[magnitude > 0x7F800000] = 0x7E
