@@ -212,13 +212,23 @@ def _is_read_by_heads(value: SSAValue) -> bool:
 
 
 @dataclass
+class _ChunkState:
+    """What has been computed of one chunk."""
+
+    chunk: Chunk
+    values: dict[SSAValue, Activation] = field(default_factory=dict)
+    angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
+    """Rotary angles that are in data memory, with their positions and the table they are from."""
+
+
+@dataclass
 class BlockLowering:
-    """A function's commands for one chunk; `values` holds what has been computed so far."""
+    """A function's commands for a few chunks, operator by operator."""
 
     name: str
     function: func.FuncOp
     shape: TokenShape
-    chunk: Chunk
+    chunks: Sequence[Chunk]
     logits: frozenset[int]
     """Numbers of the results that are logits."""
     pins: Pins = field(default_factory=dict)
@@ -231,13 +241,12 @@ class BlockLowering:
     """What earlier segments have left in HBM; this one adds its own."""
     needs: list[Need] = field(default_factory=list)
     block: Block = field(default_factory=Block)
-    values: dict[SSAValue, Activation] = field(default_factory=dict)
-    angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
-    """Rotary angles that are in data memory, with their positions and the table they are from."""
     starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.body = self.function.body.block
+        self._states = [_ChunkState(chunk) for chunk in self.chunks]
+        self._now = self._states[0]
         self.emit = Emitter(self.block)
         self.orders = feature_orders(self.body)
         self.wide = _wide_values(self.body, self.logits)
@@ -245,22 +254,40 @@ class BlockLowering:
     def run(self) -> LoweredBlock:
         """Emit the block."""
         ops = list(self.body.ops) if self.segment is None else self.segment
-        for op in ops:
-            macs = useful_macs(op, self.shape, self.chunk)
-            if macs:
-                self.emit.location = op.location
-                self.emit.append(WorkOp(macs))
         fused = fusions(self.body)
         later = {part for fusion in fused.values() for part in fusion.parts[:-1]}
         for op in ops:
-            self.emit.location = op.location
-            if op in fused:
-                self._fused(op, fused[op])
-            elif op not in later:
-                self._lower(op)
+            for state in self._states:
+                self._count_work(op, state.chunk)
+        # Operator by operator, so that one chunk's long products hide another's short commands.
+        for op in ops:
+            for state in self._states:
+                self._now, self.emit.location = state, op.location
+                if op in fused:
+                    self._fused(op, fused[op])
+                elif op not in later:
+                    self._lower(op)
         if self.segment is not None:
-            self._leave(set(ops))
+            for state in self._states:
+                self._now = state
+                self._leave(set(ops))
         return LoweredBlock(BlockOp(self.name, Region(self.block)), self.needs, self.starts)
+
+    def _count_work(self, op: Operation, chunk: Chunk) -> None:
+        macs = useful_macs(op, self.shape, chunk)
+        if macs:
+            self.emit.location = op.location
+            self.emit.append(WorkOp(macs))
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk that is being worked on."""
+        return self._now.chunk
+
+    @property
+    def values(self) -> dict[SSAValue, Activation]:
+        """What has been computed so far of its values."""
+        return self._now.values
 
     def need(self, need: Need, start: int = 0) -> Ref:
         """The place `start` bytes into the HBM buffer that stands for `need`.
@@ -500,14 +527,14 @@ class BlockLowering:
             inv_freq=tuple(float(v) for v in op.inv_freq.get_values()),
             scaling=op.attention_scaling.value.data,
         )
-        for positions, known, angles in self.angles:
+        for positions, known, angles in self._now.angles:
             same = positions == op.position_ids and x.order.heads <= known.order.heads
             order = x.order.model_copy(update={"heads": known.order.heads})
             if same and table.model_copy(update={"order": order}) == known:
                 return angles
         rows_of_table = self._positions(op.position_ids)
         angles = load_angles(self.emit, x, self.need(table), rows_of_table, WORD_BYTES)
-        self.angles.append((op.position_ids, table, angles))
+        self._now.angles.append((op.position_ids, table, angles))
         return angles
 
     def _write(self, op: paged.WriteOp) -> None:

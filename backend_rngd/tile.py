@@ -43,7 +43,7 @@ from .lower_block import (
     whole_of,
 )
 from .place import assign_addresses
-from .rngd import CallOp, ProgramOp, RegionOp
+from .rngd import CallOp, DmaOp, ExecOp, ProgramOp, RegionOp, RepeatOp
 from .supported import unsupported
 from .tiling import Pins, parse_pins
 from .tokens import (
@@ -57,6 +57,8 @@ from .tokens import (
 
 CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Tokens that a block works on at a time: the first number whose buffers fit."""
+MOST_COMMANDS = 280
+"""Of a block that works on several chunks, at most."""
 
 
 def lower_function(
@@ -120,21 +122,44 @@ class _FunctionLowering:
     def _lowered(
         self, segment: list[Operation] | None, name: str, parts: list[Chunk]
     ) -> list[LoweredBlock]:
-        """A block per chunk, one for those with the same code. Raises: BCK004."""
+        """A block per chunk, or per few chunks of a segment; those with the same code share it.
+
+        Raises: BCK004.
+        """
+        for together in self._chunks_together(segment, name, parts):
+            groups = [parts[i : i + together] for i in range(0, len(parts), together)]
+            try:
+                return self._grouped(segment, name, groups)
+            except errors.MemoryFull:
+                if together == 1:
+                    raise
+        return []
+
+    def _chunks_together(
+        self, segment: list[Operation] | None, name: str, parts: list[Chunk]
+    ) -> list[int]:
+        """How many chunks a block may work on, the most first: all blocks on equally many.
+
+        Commands of a block's chunks overlap, but take time to plan and room for code. Nothing
+        overlaps across the fence of a repeat, so blocks with one work on a chunk each.
+        """
+        if segment is None or len(parts) == 1:
+            return [1] if parts else []
+        alone = self._block(segment, name, parts[-1:])
+        ops = list(alone.op.body.block.ops)
+        if any(isinstance(op, RepeatOp) for op in ops):
+            return [1]
+        commands = sum(isinstance(op, ExecOp | DmaOp) for op in ops)
+        most = max(1, MOST_COMMANDS // commands)
+        return [n for n in range(most, 0, -1) if len(parts) % n == 0]
+
+    def _grouped(
+        self, segment: list[Operation] | None, name: str, groups: list[list[Chunk]]
+    ) -> list[LoweredBlock]:
         blocks: list[LoweredBlock] = []
-        for i, chunk in enumerate(parts):
-            part_name = name if len(parts) == 1 else f"{name}_part_{i}"
-            found = BlockLowering(
-                part_name,
-                self.function,
-                self.shape,
-                chunk,
-                self.logits,
-                self.pins,
-                self.compare,
-                segment,
-                self.crossings,
-            ).run()
+        for i, group in enumerate(groups):
+            part_name = name if len(groups) == 1 else f"{name}_part_{i}"
+            found = self._block(segment, part_name, group)
             same = next((other for other in blocks if _same_code(found, other)), None)
             if same is not None:
                 found.op = same.op
@@ -142,6 +167,21 @@ class _FunctionLowering:
                 assign_addresses(found.op.body.block)
             blocks.append(found)
         return blocks
+
+    def _block(
+        self, segment: list[Operation] | None, name: str, group: list[Chunk]
+    ) -> LoweredBlock:
+        return BlockLowering(
+            name,
+            self.function,
+            self.shape,
+            group,
+            self.logits,
+            self.pins,
+            self.compare,
+            segment,
+            self.crossings,
+        ).run()
 
 
 def _same_code(block: LoweredBlock, other: LoweredBlock) -> bool:

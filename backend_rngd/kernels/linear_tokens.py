@@ -32,7 +32,7 @@ from ..isa.instructions import (
     VectorOp,
 )
 from ..isa.layout import CHUNK
-from ..isa.plan import Memory
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import LANES, SLICES_PER_PE
 from .elementwise import BINARY, UNARY
 from .linear import CHUNK_BYTES, TILE_FEATURES, Product, load_vector
@@ -43,6 +43,8 @@ BANK_LINE_BYTES = 128
 """Bytes after which data memory's banks repeat."""
 LEAST_COPIED_TOKENS = 48
 """Fewer tokens than this may all be fetched from one bank; the limit of the machine is 64."""
+LEAST_EXCHANGED_TOKENS = 128
+"""Parts of K for fewer tokens are added over the switch: decode steps have no DMA left."""
 SLOTS_BYTES = 32768
 """Slots that are added at a time, beside the sum of those before, take at most so much..."""
 LEAST_SLOTS = 2
@@ -229,6 +231,11 @@ class TokensStream:
         commands = self._chunks()
         if len(commands) == 1 and self.p.parts == 1 and not self._has_addends:
             self._multiply(tile, commands[0], out, y.dtype, y.row_bytes)
+        elif self._exchanges_parts and not self._has_addends:
+            partial = _slots(self.emit, y.tokens, 1)
+            products = [self._product(tile, chunks) for chunks in commands]
+            self._add_up(products, partial, SLOT_ROW_BYTES)
+            self._exchange(partial, out, y.dtype, y.row_bytes)
         elif y.dtype == DType.F32:
             self._sum_into(tile, out, y.row_bytes)
         else:
@@ -240,6 +247,10 @@ class TokensStream:
         out = _slots(self.emit, self.p.y.tokens, 1)
         self._sum_into(tile, out, SLOT_ROW_BYTES)
         return out
+
+    @property
+    def _exchanges_parts(self) -> bool:
+        return self.p.parts > 1 and self.p.y.tokens >= LEAST_EXCHANGED_TOKENS
 
     @property
     def _has_addends(self) -> bool:
@@ -260,7 +271,10 @@ class TokensStream:
         def all_parts(place: Ref) -> None:
             partial = _slots(self.emit, self.p.y.tokens, 1)
             self._add_up(products, partial, SLOT_ROW_BYTES)
-            self._combine(partial, place)
+            if self._exchanges_parts:
+                self._exchange(partial, place, DType.F32, SLOT_ROW_BYTES)
+            else:
+                self._combine(partial, place)
 
         self._add_up([*addends, all_parts], out, out_row_bytes)
 
@@ -385,7 +399,10 @@ class TokensStream:
         )
 
     def _combine(self, partial: Ref, out: Ref) -> None:
-        """Add the parts of K: slice s of every part gets the sum over slices s of all parts."""
+        """Add the parts of K: slice s of every part gets the sum over slices s of all parts.
+
+        The switch brings them, in 64 cycles per packet.
+        """
         p = self.p
         self.emit.exec(
             Context.SUB,
@@ -405,6 +422,32 @@ class TokensStream:
             vector=Vector(reduce=Reduce.ADD),
             commit=Commit(columns=8, column_stride=4),
         )
+
+    def _exchange(self, partial: Ref, out: Ref, dtype: DType, out_row_bytes: int) -> None:
+        """As `_combine`: DMA makes neighbours of the slices to be added, and takes sums back."""
+        p, emit, tokens = self.p, self.emit, self.p.y.tokens
+        size, row_bytes = tokens * SLOT_ROW_BYTES, dtype.bytes_for(TILE_FEATURES)
+        apart = (p.parts, p.ring * SLICE_ADDRESS_BYTES), (p.ring, SLICE_ADDRESS_BYTES)
+        beside = SLICE_ADDRESS_BYTES, p.parts * SLICE_ADDRESS_BYTES
+        slices = [(n, far, near) for (n, far), near in zip(apart, beside, strict=True)]
+        neighbours, sums = _slots(emit, tokens, 1), _slots(emit, tokens, 1)
+        emit.dma(slices, size, partial, neighbours)
+        emit.exec(
+            Context.MAIN,
+            [Counter(2 * tokens, a=32, commit=row_bytes // 2)],
+            Stream(8),
+            a=neighbours,
+            dtype=DType.F32,
+            out=sums,
+            out_dtype=dtype,
+            vector=Vector(slice_reduce=Reduce.ADD, slice_group=p.parts),
+            commit=Commit(columns=8, column_stride=dtype.bytes_for(1)),
+        )
+        back = [(n, near, far) for n, far, near in slices]
+        if out_row_bytes == row_bytes:
+            emit.dma(back, tokens * row_bytes, sums, out)
+        else:
+            emit.dma([*back, (tokens, row_bytes, out_row_bytes)], row_bytes, sums, out)
 
 
 def _round(emit: Emitter, y: Activation, source: Ref, out: Ref) -> None:

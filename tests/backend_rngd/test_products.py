@@ -67,6 +67,12 @@ CASES = {
         plain(1024), heads(3, 40, rotary=True), 5, bias=True, may_repeat=True
     ),
     "one head": ProductKey(plain(2048), heads(1, 64, rotary=False), 19, bias=True, may_repeat=True),
+    "heads of many tokens in copies": ProductKey(
+        plain(1024), heads(3, 40, rotary=True), 130, may_repeat=True
+    ),
+    "one head of many tokens": ProductKey(
+        plain(1024), heads(1, 64, rotary=False), 128, bias=True, may_repeat=True
+    ),
     "K in several tiles": ProductKey(plain(3100), plain(1100), 21, bias=True, residual=True),
     "logits": ProductKey(plain(2100), plain(333), 9, DType.F32),
     "logits of one tile": ProductKey(plain(700), plain(333), 9, DType.F32),
