@@ -1551,3 +1551,210 @@ def no_logits(bucket: str) -> FuriosaLLMError:
         cause="it has no output called `logits`, from which the next token is chosen",
         next_step="build the artifact again",
     )
+
+
+# --- devices, ranks, stages, replicas ---
+
+
+def _or(choices: Iterable[object]) -> str:
+    """`a`, `b` or `c`."""
+    *first, last = [f"`{choice}`" for choice in choices]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def not_a_device(devices: str, item: str) -> FuriosaLLMError:
+    """PAR001: a device list has an item of no known form."""
+    return FuriosaLLMError(
+        "PAR001",
+        f"`{item}` is not a device",
+        at=f"devices {devices}",
+        cause="a device is npu:CARD, npu:CARD:PE, npu:CARD:FIRST-LAST or cpu",
+        next_step="write them as `npu:0`, `npu:0:3` or `npu:0:0-3,npu:1:0-3`",
+        exit_code=2,
+    )
+
+
+def pes_not_aligned(item: str, pes: int, nearest: Sequence[str]) -> FuriosaLLMError:
+    """PAR002: the PEs of a device cannot be fused."""
+    return FuriosaLLMError(
+        "PAR002",
+        f"`{item}` names PEs that cannot be fused",
+        at=f"devices {item}",
+        cause=f"PEs 0 to {pes - 1} fuse in runs of 1, 2, 4 or 8 that begin at a multiple of that",
+        next_step=f"use {_or(nearest)}",
+        exit_code=2,
+    )
+
+
+def mixed_device_kinds(devices: str, nearest: Sequence[str]) -> FuriosaLLMError:
+    """PAR003: a device list mixes cards with the host."""
+    return FuriosaLLMError(
+        "PAR003",
+        "devices are of different kinds",
+        at=f"devices {devices}",
+        cause="a model runs on devices of one kind, all `npu` or all `cpu`",
+        next_step=f"use {_or(nearest)}",
+        exit_code=2,
+    )
+
+
+def device_named_twice(devices: str, item: str, nearest: str) -> FuriosaLLMError:
+    """PAR004: a device list names a PE twice."""
+    return FuriosaLLMError(
+        "PAR004",
+        f"`{item}` is named twice",
+        at=f"devices {devices}",
+        cause="a PE holds one rank of one stage",
+        next_step=f"use `{nearest}`",
+        exit_code=2,
+    )
+
+
+def pes_do_not_fuse(devices: str, size: int, smaller: int, nearest: str) -> FuriosaLLMError:
+    """PAR005: the devices do not divide into the runs that tensor parallelism needs."""
+    return FuriosaLLMError(
+        "PAR005",
+        f"the devices are no runs of {size} PEs",
+        at=f"devices {devices}",
+        cause=f"tensor_parallel_size is {size}: the ranks are {size} PEs of one card, from a "
+        f"multiple of {size}",
+        next_step=f"use the devices `{nearest}`, or an artifact built with "
+        f"--tensor-parallel-size {smaller}",
+        exit_code=2,
+    )
+
+
+def not_a_card(kind: str, nearest: str) -> FuriosaLLMError:
+    """PAR006: binaries are for cards, and the devices are none."""
+    return FuriosaLLMError(
+        "PAR006",
+        f"no binary runs on `{kind}`",
+        at=f"devices {kind}",
+        cause="an artifact's binaries are for the PEs of a card, which are simulated on the host",
+        next_step=f"use `{nearest}`",
+        exit_code=2,
+    )
+
+
+def impossible_tensor_parallel(size: int, nearest: Sequence[int]) -> FuriosaLLMError:
+    """PAR007: a model cannot be cut for this number of PEs."""
+    return FuriosaLLMError(
+        "PAR007",
+        f"cannot cut a model for {size} PEs",
+        at=f"tensor_parallel_size {size}",
+        cause="PEs are fused in runs of 1, 2, 4 or 8",
+        next_step=f"set --tensor-parallel-size to {_or(nearest)}",
+        exit_code=2,
+    )
+
+
+def tensor_parallel_over_cards(size: int, pes: int) -> FuriosaLLMError:
+    """PAR008: tensor parallelism over several cards is not supported."""
+    stages = -(-size // pes)
+    return FuriosaLLMError(
+        "PAR008",
+        f"cannot cut a model for {size} PEs of several cards",
+        at=f"tensor_parallel_size {size}",
+        cause=f"a card has {pes} PEs, and ranks exchange parts of sums inside a card alone",
+        next_step=f"set --tensor-parallel-size to {pes}, and --pipeline-parallel-size to "
+        f"{stages} for as many cards",
+        exit_code=2,
+    )
+
+
+def stages_out_of_order(devices: str, before: str, after: str, nearest: str) -> FuriosaLLMError:
+    """PAR009: pipeline stages do not follow each other over the cards."""
+    return FuriosaLLMError(
+        "PAR009",
+        f"a stage on `{after}` cannot follow one on `{before}`",
+        at=f"devices {devices}",
+        cause="each stage sends to a later card, or to later PEs of its own card",
+        next_step=f"use `{nearest}`",
+        exit_code=2,
+    )
+
+
+def too_many_stages(stages: int, blocks: int, nearest: int) -> FuriosaLLMError:
+    """PAR010: the model has no block for each stage."""
+    return FuriosaLLMError(
+        "PAR010",
+        f"cannot divide {blocks} blocks over {stages} stages",
+        at=f"pipeline_parallel_size {stages}",
+        cause=f"every stage runs at least one transformer block, and the model has {blocks}",
+        next_step=f"set --pipeline-parallel-size to `{nearest}`",
+        exit_code=2,
+    )
+
+
+def stages_do_not_sum(
+    sizes: str, found: int, blocks: int, nearest: Sequence[str]
+) -> FuriosaLLMError:
+    """PAR011: the blocks of the stages are not those of the model."""
+    return FuriosaLLMError(
+        "PAR011",
+        f"stages of {sizes} blocks are not the model's {blocks}",
+        at=f"num_blocks_per_pp_stage {sizes}",
+        cause=f"every stage runs at least one block, and together they run {blocks}, not {found}",
+        next_step=f"set --num-blocks-per-pp-stage to {_or(nearest)}",
+        exit_code=2,
+    )
+
+
+def stage_counts_differ(stages: int, sizes: str, nearest: str) -> FuriosaLLMError:
+    """PAR012: the list of stages has another length than the number of stages says."""
+    return FuriosaLLMError(
+        "PAR012",
+        f"`{sizes}` is not a list of {stages} stages",
+        at=f"pipeline_parallel_size {stages}",
+        cause="num_blocks_per_pp_stage has one number for each stage",
+        next_step=f"leave one of the two out, or set --num-blocks-per-pp-stage to `{nearest}`",
+        exit_code=2,
+    )
+
+
+def malformed_stage_list(option: str, value: str) -> FuriosaLLMError:
+    """PAR013: a list of stages is not integers."""
+    return FuriosaLLMError(
+        "PAR013",
+        f"{option} {value}: not a list of stages",
+        at=option,
+        cause="it is the number of transformer blocks of each stage, joined by commas",
+        next_step=f"write it as `{option} 16,16`",
+        exit_code=2,
+    )
+
+
+def no_parallelism(axis: str, size: int) -> FuriosaLLMError:
+    """PAR014: a number of stages or replicas is below one."""
+    return FuriosaLLMError(
+        "PAR014",
+        f"{axis}_parallel_size {size}: nothing would run",
+        at=f"{axis}_parallel_size {size}",
+        cause="it counts the parts that a model, or its copies, run on",
+        next_step=f"set --{axis}-parallel-size to `1` or more",
+        exit_code=2,
+    )
+
+
+def too_few_pes(devices: str, pes: int, tp: int, pp: int, dp: int, nearest: str) -> FuriosaLLMError:
+    """PAR015: the devices have fewer PEs than ranks, stages and replicas need."""
+    return FuriosaLLMError(
+        "PAR015",
+        f"{tp} ranks x {pp} stages x {dp} replicas need {tp * pp * dp} PEs, not {pes}",
+        at=f"devices {devices}",
+        cause="every rank of every stage of every replica is a PE of its own",
+        next_step=f"use as many as `{nearest}`, or fewer stages or replicas",
+        exit_code=2,
+    )
+
+
+def pes_left_over(devices: str, pes: int, tp: int, pp: int, nearest: str) -> FuriosaLLMError:
+    """PAR016: the devices have PEs for no whole number of replicas."""
+    return FuriosaLLMError(
+        "PAR016",
+        f"{pes} PEs are no whole number of replicas of {tp} ranks x {pp} stages",
+        at=f"devices {devices}",
+        cause=f"a replica takes {tp * pp} PEs, and {pes % (tp * pp)} would stay idle",
+        next_step=f"use `{nearest}`, or say how many replicas with --data-parallel-size",
+        exit_code=2,
+    )

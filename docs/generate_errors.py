@@ -21,6 +21,7 @@ FAMILIES = {
     "SIM": "faults of a simulated program",
     "ART": "artifacts",
     "RUN": "running an artifact",
+    "PAR": "devices, tensor-parallel ranks, pipeline stages, replicas",
 }
 """First letters of a code -> what it is about."""
 

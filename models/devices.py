@@ -1,0 +1,157 @@
+"""The device grammar of `furiosa-llm`: which PEs of which cards a model runs on.
+
+    npu:N, npu:N:*   all eight PEs of card N
+    npu:N:P          PE P alone
+    npu:N:A-B        PEs A to B, fused: 1, 2, 4 or 8 of them, from a multiple of their number
+    cpu              no card
+
+Several are joined by commas, all of one kind. An impossible list is refused with the nearest
+possible ones. One PE is one tensor-parallel rank; PEs work together only in aligned runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .. import errors
+
+PES_PER_CARD = 8
+RUN_SIZES = (1, 2, 4, 8)
+"""How many PEs of a card can be fused; also the tensor-parallel sizes."""
+
+DeviceKind = Literal["npu", "cpu"]
+
+_ITEM = re.compile(r"npu:([0-9]{1,4})(?::(\*|[0-9]{1,4})(?:-([0-9]{1,4}))?)?")
+
+
+@dataclass(frozen=True, order=True)
+class PeRun:
+    """`size` fused PEs of one card: from `first`, which is a multiple of `size`."""
+
+    card: int
+    first: int
+    size: int
+
+    @property
+    def pes(self) -> range:
+        return range(self.first, self.first + self.size)
+
+    @property
+    def name(self) -> str:
+        """As the grammar writes it."""
+        if self.size == PES_PER_CARD:
+            return f"npu:{self.card}"
+        last = "" if self.size == 1 else f"-{self.pes[-1]}"
+        return f"npu:{self.card}:{self.first}{last}"
+
+    def overlaps(self, other: PeRun) -> bool:
+        """Aligned runs are inside each other, or apart."""
+        return self.card == other.card and not set(self.pes).isdisjoint(other.pes)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """A parsed list: runs in the order in which they are written; none for `cpu`."""
+
+    kind: DeviceKind
+    runs: tuple[PeRun, ...]
+
+    @property
+    def name(self) -> str:
+        """As the grammar writes it."""
+        return device_list(self.runs) if self.runs else self.kind
+
+    def fuse(self, size: int) -> tuple[PeRun, ...]:
+        """Aligned runs of `size` PEs, in the order in which their first PEs are written.
+
+        Raises: PAR005 if PEs are left over, PAR006 for `cpu`.
+        """
+        if self.kind != "npu":
+            raise errors.not_a_card(self.kind, PeRun(0, 0, size).name)
+        pes = [(run.card, pe) for run in self.runs for pe in run.pes]
+        fused = tuple(
+            dict.fromkeys(PeRun(card, pe - pe % size, size) for card, pe in pes)  # in order
+        )
+        if sum(run.size for run in fused) == len(pes):
+            return fused
+        smaller = max(s for s in RUN_SIZES if s < size and self._fuses(s))
+        raise errors.pes_do_not_fuse(self.name, size, smaller, device_list(sorted(fused)))
+
+    def _fuses(self, size: int) -> bool:
+        pes = {(run.card, pe) for run in self.runs for pe in run.pes}
+        return len({(card, pe // size) for card, pe in pes}) * size == len(pes)
+
+
+def parse_devices(text: str) -> Devices:
+    """A comma-separated device list.
+
+    Raises: PAR001 (no device), PAR002 (no aligned run), PAR003 (mixed kinds), PAR004 (twice).
+    """
+    items = [item.strip() for item in text.split(",")]
+    runs = [None if item == "cpu" else _parse_run(item, text) for item in items]
+    cards = [run for run in runs if run is not None]
+    if cards and len(cards) < len(runs):
+        raise errors.mixed_device_kinds(text, [device_list(_without_overlaps(cards)), "cpu"])
+    if not cards:
+        if len(items) > 1:
+            raise errors.device_named_twice(text, "cpu", "cpu")
+        return Devices("cpu", ())
+    kept = _without_overlaps(cards)
+    if len(kept) < len(cards):
+        twice = next(r.name for i, r in enumerate(cards) if any(map(r.overlaps, cards[:i])))
+        raise errors.device_named_twice(text, twice, device_list(kept))
+    return Devices("npu", tuple(cards))
+
+
+def device_list(runs: Iterable[PeRun]) -> str:
+    return ",".join(run.name for run in runs)
+
+
+def is_device_list(text: str) -> bool:
+    """Whether `text` is meant as devices: every item has the form of one, possible or not."""
+    items = [item.strip() for item in text.split(",")]
+    return all(item == "cpu" or _ITEM.fullmatch(item) for item in items)
+
+
+def _parse_run(item: str, text: str) -> PeRun:
+    """Raises: PAR001, PAR002."""
+    match = _ITEM.fullmatch(item)
+    if match is None or (match[2] == "*" and match[3]):
+        raise errors.not_a_device(text, item)
+    card = int(match[1])
+    if match[2] in (None, "*"):
+        return PeRun(card, 0, PES_PER_CARD)
+    first = int(match[2])
+    last = first if match[3] is None else int(match[3])
+    run = PeRun(card, first, last - first + 1)
+    if run not in _aligned_runs(card):
+        raise errors.pes_not_aligned(item, PES_PER_CARD, _nearest_runs(card, first, last))
+    return run
+
+
+def _aligned_runs(card: int) -> list[PeRun]:
+    return [PeRun(card, i, size) for size in RUN_SIZES for i in range(0, PES_PER_CARD, size)]
+
+
+def _nearest_runs(card: int, first: int, last: int) -> list[str]:
+    """The aligned runs most like PEs `first` to `last`: in size, then in the PEs they take."""
+    low, high = sorted(min(pe, PES_PER_CARD - 1) for pe in (first, last))
+    asked = set(range(low, high + 1))
+    differences = {
+        run.name: (abs(run.size - len(asked)), len(asked ^ set(run.pes)))
+        for run in _aligned_runs(card)
+    }
+    least = min(differences.values())
+    return [name for name, difference in differences.items() if difference == least]
+
+
+def _without_overlaps(runs: Sequence[PeRun]) -> list[PeRun]:
+    """The largest runs that cover the same PEs once, in their order."""
+    kept: list[PeRun] = []
+    for run in sorted(runs, key=lambda run: -run.size):
+        if not any(map(run.overlaps, kept)):
+            kept.append(run)
+    return sorted(kept, key=runs.index)

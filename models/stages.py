@@ -1,0 +1,55 @@
+"""Which transformer blocks each pipeline stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import errors
+
+
+def stage_sizes(
+    blocks: int, stages: int | None = None, sizes: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """How many of `blocks` each stage has: what `sizes` says, else as even as can be.
+
+    Where `blocks` does not divide, the first stages have one more: the last has the head besides.
+    Raises: PAR010 for an impossible number of stages, PAR011 for an impossible list, PAR012 if
+    the two disagree.
+    """
+    if sizes is None:
+        return _even(blocks, 1 if stages is None else stages)
+    if min(sizes, default=0) < 1 or sum(sizes) != blocks:
+        raise errors.stages_do_not_sum(list_of(sizes), sum(sizes), blocks, _nearest(blocks, sizes))
+    if stages is not None and stages != len(sizes):
+        raise errors.stage_counts_differ(stages, list_of(sizes), list_of(_even(blocks, stages)))
+    return tuple(sizes)
+
+
+def list_of(sizes: Sequence[int]) -> str:
+    """As the command line writes it."""
+    return ",".join(map(str, sizes))
+
+
+def parse_stage_list(option: str, value: str) -> tuple[int, ...]:
+    """`10,10,12` as numbers. Raises: PAR013."""
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise errors.malformed_stage_list(option, value) from None
+
+
+def _even(blocks: int, stages: int) -> tuple[int, ...]:
+    """Raises: PAR010."""
+    if not 1 <= stages <= blocks:
+        raise errors.too_many_stages(stages, blocks, min(max(stages, 1), blocks))
+    each, more = divmod(blocks, stages)
+    return tuple(each + (stage < more) for stage in range(stages))
+
+
+def _nearest(blocks: int, sizes: Sequence[int]) -> list[str]:
+    """Lists that sum to `blocks`: the asked one with another last stage, and the even one."""
+    nearest = [list_of(_even(blocks, max(1, min(len(sizes), blocks))))]
+    rest = blocks - sum(sizes[:-1])
+    if rest >= 1 and min(sizes[:-1], default=1) >= 1:
+        nearest.insert(0, list_of([*sizes[:-1], rest]))
+    return list(dict.fromkeys(nearest))
