@@ -299,6 +299,15 @@ def context_unknown(model: str) -> CompileError:
 # --- frontend ---
 
 
+def in_words(error: Exception) -> str:
+    """Why a file cannot be read or written, in words for its user: one line, without numbers."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text: byte {error.start} is not UTF-8"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())
+
+
 def _bullets(lines: Iterable[str]) -> str:
     """One reason a line, under the label of the field."""
     return "".join(f"\n    - {line}" for line in lines)
@@ -309,6 +318,7 @@ def model_not_found(model: str) -> CompileError:
     return CompileError(
         "FRO001",
         f"no model at `{model}`",
+        at="MODEL",
         cause="it is neither a directory, nor a .gguf file, nor a hub id of the form owner/name",
         next_step="pass a Hugging Face directory (with config.json), a .gguf file, or owner/name",
     )
@@ -1332,7 +1342,7 @@ def no_such_bucket(name: str, known: Iterable[str]) -> FuriosaLLMError:
     return FuriosaLLMError(
         "ART008",
         f"the artifact has no bucket {name}",
-        at=name,
+        at="--bucket",
         cause=f"it was built with {', '.join(known)}",
         next_step="name one of these, or build with this bucket",
         exit_code=2,
@@ -1373,13 +1383,13 @@ def trace_needs_bucket(names: Sequence[str]) -> FuriosaLLMError:
     )
 
 
-def trace_not_written(path: str, reason: str) -> FuriosaLLMError:
+def trace_not_written(path: str, cause: str) -> FuriosaLLMError:
     """ART012: the trace cannot be written where it was asked for."""
     return FuriosaLLMError(
         "ART012",
         f"cannot write the trace to `{path}`",
         at="--trace",
-        cause=reason,
+        cause=cause,
         next_step="name a file in a directory that exists and can be written to",
     )
 
@@ -1465,7 +1475,7 @@ def bad_sampling_value(field: str, value: object, allowed: str) -> FuriosaLLMErr
     """RUN007: a sampling parameter is out of range or not supported."""
     return FuriosaLLMError(
         "RUN007",
-        f"{field} = {value} is not supported",
+        f"{field} = {value!r} is not supported",
         at=f"SamplingParams.{field}",
         cause=f"allowed: {allowed}",
         next_step=f"set {field} to an allowed value",

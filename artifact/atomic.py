@@ -96,7 +96,7 @@ def _locked(target: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise errors.output_busy(str(target)) from error
     except OSError as error:
-        raise errors.output_not_writable(str(target), str(error)) from error
+        raise errors.output_not_writable(str(target), errors.in_words(error)) from error
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def _os_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise errors.output_not_writable(str(target), str(error)) from error
+        raise errors.output_not_writable(str(target), errors.in_words(error)) from error
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _full_disk(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise errors.output_not_writable(str(target), str(error)) from error
+        raise errors.output_not_writable(str(target), errors.in_words(error)) from error
 
 
 def _sync(directory: Path) -> None:

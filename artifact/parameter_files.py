@@ -80,7 +80,7 @@ def link_parameters(directory: Path, source: BoundParameters) -> ParameterFiles:
         try:
             os.link(path.resolve(), directory / name)
         except OSError as error:
-            raise errors.cannot_link_weights(str(path), str(error)) from error
+            raise errors.cannot_link_weights(str(path), errors.in_words(error)) from error
     return ParameterFiles(
         {
             name: FileEntry(size_bytes=path.stat().st_size, sha256=None)

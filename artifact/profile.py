@@ -67,7 +67,7 @@ def profile_artifact(
 def trace_artifact(
     path: Path, file: Path, *, bucket: str | None = None, machine: str | Path = DEFAULT_MACHINE
 ) -> None:
-    """Write the Perfetto trace of one bucket to `file`.
+    """Write the Perfetto trace of one bucket to `file`, which is opened before anything is timed.
 
     Raises: ART011 if there are several buckets and none is named, ART012, and what
     `profile_artifact` raises.

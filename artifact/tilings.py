@@ -80,7 +80,7 @@ def read_pins(file: Path) -> TilingPins:
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise errors.bad_pin_file(name, " ".join(str(error).split())) from None
+        raise errors.bad_pin_file(name, errors.in_words(error)) from None
     if not isinstance(document, dict) or not document:
         raise errors.bad_pin_file(name, "it is not a table of patterns")
     entries: dict[str, dict[str, str]] = {}

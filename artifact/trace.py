@@ -45,7 +45,7 @@ def write_trace(program: Program, machine: Machine, file: Path) -> None:
         with file.open("wb") as opened:
             opened.writelines(encode_trace(program, machine))
     except OSError as error:
-        raise errors.trace_not_written(str(file), str(error)) from error
+        raise errors.trace_not_written(str(file), errors.in_words(error)) from error
 
 
 def encode_trace(program: Program, machine: Machine) -> list[bytes]:

@@ -66,7 +66,10 @@ class CommandGroup(click.Group):
 
 def _end_wrong_usage(ctx: click.Context, usage: click.UsageError) -> NoReturn:
     """Say in our form what click found wrong with the command line."""
-    error = errors.wrong_usage((usage.ctx or ctx).command_path, usage.format_message())
+    path = (usage.ctx or ctx).command_path
+    if usage.ctx is None and ctx.invoked_subcommand:  # the parser of options has no context
+        path = f"{path} {ctx.invoked_subcommand}"
+    error = errors.wrong_usage(path, usage.format_message())
     click.echo(str(error), err=True)
     ctx.exit(error.exit_code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TextIO
 
 import click
@@ -22,12 +23,13 @@ from .. import errors
     is_flag=True,
     help="Treat the parts between `// -----` lines as modules of their own.",
 )
-def command(file: TextIO, passes: str, split_input_file: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the modules' texts.")
+def command(file: TextIO, passes: str, split_input_file: bool, as_json: bool) -> None:
     """Run passes on the IR in FILE (`-`: stdin) and print the result."""
     from ..backend_rngd.pipeline import DIALECTS, PASSES
-    from ..passes.opt_tool import run_opt
+    from ..passes.opt_tool import SEPARATOR, opt_modules
 
-    text = run_opt(
+    modules = opt_modules(
         _read(file),
         passes,
         split_input_file,
@@ -35,7 +37,10 @@ def command(file: TextIO, passes: str, split_input_file: bool) -> None:
         extra_dialects=DIALECTS,
         filename=file.name,
     )
-    click.echo(text, nl=False)
+    if as_json:
+        click.echo(json.dumps({"modules": modules}, indent=2))
+    else:
+        click.echo(f"{SEPARATOR}\n".join(modules), nl=False)
 
 
 def _read(file: TextIO) -> str:
@@ -43,4 +48,4 @@ def _read(file: TextIO) -> str:
     try:
         return file.read()
     except UnicodeDecodeError as error:
-        raise errors.ir_text_not_parsed(at=file.name, cause=f"it is not text: {error}") from error
+        raise errors.ir_text_not_parsed(at=file.name, cause=errors.in_words(error)) from error

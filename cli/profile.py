@@ -41,19 +41,22 @@ def command(
 
     options = {} if machine is None else {"machine": machine}
     with progress() as report:
-        report("timing the binaries")
-        profile = profile_artifact(artifact, bucket=bucket, **options)
-        if trace is not None:
+        if trace is not None:  # before the timing: it may be refused
             report("writing the trace")
             trace_artifact(artifact, trace, bucket=bucket, **options)
+        report("timing the binaries")
+        profile = profile_artifact(artifact, bucket=bucket, **options)
     if as_json:
-        click.echo(json.dumps(profile.to_json(), indent=2))
+        traced = {} if trace is None else {"trace": str(trace)}
+        click.echo(json.dumps({**profile.to_json(), **traced}, indent=2))
         return
     _print_buckets(profile.machine, profile.timings)
     _print_together(profile)
     for timing in profile.timings if bucket else ():
         _print_modules(timing)
         _print_engines(timing)
+    if trace is not None:
+        click.echo(f"trace written to {trace}: open it in https://ui.perfetto.dev")
 
 
 def _print_buckets(machine: str, timings: tuple[ProgramTiming, ...]) -> None:

@@ -107,4 +107,4 @@ class IrDump:
             self.directory.mkdir(parents=True, exist_ok=True)
             path.write_text(header.text() + text, encoding="utf-8")
         except OSError as error:
-            raise errors.cannot_dump_ir(str(self.directory), str(error)) from error
+            raise errors.cannot_dump_ir(str(self.directory), errors.in_words(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from xdsl.ir import Dialect
 from xdsl.passes import ModulePass
@@ -27,7 +28,12 @@ def _test_dialect() -> Dialect:
     return Test
 
 
-def run_opt(
+def run_opt(text: str, passes: str, split_input_file: bool = False, **options: Any) -> str:
+    """What `opt_modules` gives, as one text."""
+    return f"{SEPARATOR}\n".join(opt_modules(text, passes, split_input_file, **options))
+
+
+def opt_modules(
     text: str,
     passes: str,
     split_input_file: bool = False,
@@ -35,8 +41,8 @@ def run_opt(
     registry: Registry | None = None,
     extra_dialects: LazyDialects | None = None,
     filename: str = "<text>",
-) -> str:
-    """The module in `text` after `passes` (`a,b{opt=1}`), with locations.
+) -> list[str]:
+    """The text of the module in `text` after `passes` (`a,b{opt=1}`), with locations.
 
     It is verified before the first pass and after each. With `split_input_file` the parts
     between `// -----` lines are modules of their own. A header, as `--dump-ir` writes it, is
@@ -48,8 +54,7 @@ def run_opt(
     pipeline = parse_passes(passes, known)
     dialects = {"test": _test_dialect, **(extra_dialects or {})}
     parts = text.split(SEPARATOR) if split_input_file else [text]
-    outputs = [_run(part, pipeline, known, dialects, filename) for part in parts]
-    return f"{SEPARATOR}\n".join(outputs)
+    return [_run(part, pipeline, known, dialects, filename) for part in parts]
 
 
 def _run(

@@ -62,8 +62,8 @@ def _load(name_or_path: str | Path, above: tuple[Path, ...]) -> Machine:
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise errors.machine_not_found(name, shipped_machines(), str(cause)) from None
+            cause = errors.in_words(error)
+            raise errors.machine_not_found(name, shipped_machines(), cause) from None
         return parse_machine(text, name, above)
     if name not in shipped_machines():
         cause = "no description has this name; the path of a file has a slash or ends in .yaml"
@@ -119,7 +119,7 @@ def parse_machine(text: str, where: str, above: tuple[Path, ...] = ()) -> Machin
     try:
         document = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise errors.bad_machine(where, "file", f"not YAML: {error}") from None
+        raise errors.bad_machine(where, "file", f"not YAML: {errors.in_words(error)}") from None
     if not isinstance(document, dict):
         raise errors.bad_machine(where, "file", "not a table of sections")
     if document.get("schema") != SCHEMA:

@@ -68,8 +68,16 @@ def test_what_is_no_file_of_pins(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FuriosaLLMError, match="BLD015"):
+    with pytest.raises(FuriosaLLMError, match="BLD015") as caught:
         read_pins(tmp_path / "missing")
+    assert caught.value.cause == "No such file or directory"
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "pins").write_bytes(b"mlp\xff")
+    with pytest.raises(FuriosaLLMError, match="BLD015") as caught:
+        read_pins(tmp_path / "pins")
+    assert caught.value.cause == "it is not text: byte 3 is not UTF-8"
 
 
 @pytest.mark.parametrize(

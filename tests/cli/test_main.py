@@ -80,6 +80,7 @@ def test_help_answers_in_half_a_second() -> None:
         ["run"],
         ["inspect", "--nonsense", "x"],
         ["opt", "not-there.mlir"],
+        ["profile", "x", "--bucket"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:

@@ -51,7 +51,9 @@ BUSY = {"dma": 90, "contraction": 7}
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
-    path = str(write_artifact(tmp_path / "a"))
+    path = str(tmp_path / "a")
+    if not Path(path).exists():
+        write_artifact(Path(path))
     result = CliRunner().invoke(main, ["profile", path, *arguments])
     return result.exit_code, result.stdout, result.stderr
 
@@ -148,6 +150,7 @@ def test_an_unknown_bucket_is_refused_with_the_known_ones(tmp_path: Path, name: 
     code, _, stderr = run(tmp_path, "--bucket", name)
     assert code == 2
     assert stderr.startswith("error[ART008]")
+    assert "at: --bucket\n" in stderr
     assert "decode:4,32" in stderr
 
 
@@ -169,13 +172,34 @@ def test_a_trace_is_of_the_bucket_that_is_named(
         traced.append(program.bucket)
 
     monkeypatch.setattr(trace_module, "write_trace", write_trace)
-    code, _, _ = run(tmp_path, "--trace", str(tmp_path / "t"), "--bucket", "decode:4,32")
+    arguments = ("--trace", str(tmp_path / "t"), "--bucket", "decode:4,32")
+    code, stdout, _ = run(tmp_path, *arguments)
     assert code == 0
     assert traced == ["decode:4,32"]
+    assert f"trace written to {tmp_path / 't'}" in stdout
+    assert json.loads(run(tmp_path, *arguments, "--json")[1])["trace"] == str(tmp_path / "t")
 
 
-def test_a_trace_of_several_buckets_is_refused(tmp_path: Path) -> None:
+def never(*arguments: object, **keywords: object) -> ProgramTiming:
+    raise AssertionError("timed before it was refused")
+
+
+def test_a_trace_of_several_buckets_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "time_program", never)
     code, _, stderr = run(tmp_path, "--trace", str(tmp_path / "t"))
     assert code == 2
     assert stderr.startswith("error[ART011]")
     assert "--bucket prefill:1,16" in stderr
+
+
+def test_a_trace_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "time_program", never)
+    file = tmp_path / "nowhere" / "t"
+    code, _, stderr = run(tmp_path, "--trace", str(file), "--bucket", "decode:4,32")
+    assert code == 1
+    assert stderr.startswith("error[ART012]")
+    assert "cause: No such file or directory\n" in stderr

@@ -104,9 +104,24 @@ def test_some_token_is_always_taken(
         ("min_tokens", -1),
         ("min_tokens", 17),
         ("seed", -1),
+        ("n", "1"),
+        ("temperature", "a"),
+        ("temperature", None),
+        ("temperature", float("inf")),
+        ("top_p", "x"),
+        ("top_k", 1.5),
+        ("min_p", [0.5]),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("min_tokens", "0"),
+        ("seed", "a"),
+        ("ignore_eos", "no"),
+        ("stop_token_ids", "12"),
+        ("stop_token_ids", ["a"]),
+        ("stop_token_ids", [-1]),
     ],
 )
-def test_values_that_are_not_supported_are_refused_by_name(field: str, value: float) -> None:
+def test_values_that_are_not_supported_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(FuriosaLLMError, match="RUN007") as caught:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert caught.value.at == f"SamplingParams.{field}"
