@@ -671,7 +671,7 @@ def op_not_interpreted(*, at: str, op: str) -> CompileError:
         "IRV012",
         f"the reference interpreter cannot run {op}",
         at=at,
-        cause="it runs the tensor dialects only (nn, paged, func)",
+        cause="it runs the tensor dialects only (nn, paged, func; dist on all ranks together)",
         next_step="interpret the module as it was before it was lowered",
     )
 
@@ -816,6 +816,64 @@ def contract_broken(pass_name: str, what: str, tolerance: str) -> CompileError:
         cause=f"its contract is: {tolerance}",
         next_step="this is a bug in furiosa-llm-open: report it with the IR before the pass "
         "(--dump-ir writes it)",
+    )
+
+
+# --- sharding ---
+
+
+def no_mesh(*, at: str) -> CompileError:
+    """SHD001: a module has operations of several ranks, but no mesh says how many there are."""
+    return CompileError(
+        "SHD001",
+        "the module does not say how many ranks run it",
+        at=at,
+        cause="its attribute `dist.mesh` is not a #dist.mesh<tp, pp>",
+        next_step='write `builtin.module attributes {"dist.mesh" = #dist.mesh<tp, pp>}`',
+    )
+
+
+def collective_of_other_ranks(*, at: str, what: str, ranks: int) -> CompileError:
+    """SHD002: a cut or a collective is made for another number of ranks than the mesh has."""
+    return CompileError(
+        "SHD002",
+        "a collective does not fit the mesh",
+        at=at,
+        cause=f"it {what}, but the module's mesh has {ranks}",
+        next_step=f"cut over {ranks} ranks, or give the module another mesh",
+    )
+
+
+def exchange_without_partner(*, at: str, cause: str) -> CompileError:
+    """SHD003: a send or recv between pipeline stages has no counterpart."""
+    return CompileError(
+        "SHD003",
+        "an exchange between stages has no partner",
+        at=at,
+        cause=cause,
+        next_step="pair each dist.send with one dist.recv in the next stage, in the same order",
+    )
+
+
+def value_of_another_stage(*, at: str, stage: int, made_by: str, other: int) -> CompileError:
+    """SHD004: a stage uses a value that another stage computed and did not send."""
+    return CompileError(
+        "SHD004",
+        f"stage {stage} uses a value that stage {other} has",
+        at=at,
+        cause=f"{made_by} computes it on stage {other}",
+        next_step="send it from stage to stage, with dist.send and dist.recv",
+    )
+
+
+def stages_differ(*, at: str, stages: int, mesh: int) -> CompileError:
+    """SHD005: @forward has another number of pipeline stages than the mesh."""
+    return CompileError(
+        "SHD005",
+        f"@forward has {stages} stages, the mesh {mesh}",
+        at=at,
+        cause="each group of dist.recv begins a stage",
+        next_step=f"give the module a mesh of {stages} stages, or send to as many stages",
     )
 
 

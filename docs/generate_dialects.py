@@ -47,6 +47,7 @@ DIRECTORY = Path(__file__).parent / "dialects"
 DIALECTS = {
     "nn": "furiosa_llm.ir.nn:NN",
     "paged": "furiosa_llm.ir.paged:PAGED",
+    "dist": "furiosa_llm.ir.dist:DIST",
     "rngd": "furiosa_llm.backend_rngd.rngd:RNGD",
 }
 
@@ -179,7 +180,7 @@ def _describe(constraint: Any) -> str:
             return ATTRIBUTES[constraint.attr]
         case BaseAttr() if constraint.attr in NUMBERS:
             return NUMBERS[constraint.attr].format("integers")
-        case BaseAttr() if constraint.attr.name.startswith("rngd."):
+        case BaseAttr() if constraint.attr.name.startswith(("dist.", "rngd.")):
             return f"`{constraint.attr.name}`"
         case ParamAttrConstraint() if constraint.base_attr in ATTRIBUTES:
             return ATTRIBUTES[constraint.base_attr]

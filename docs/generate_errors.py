@@ -16,6 +16,7 @@ FAMILIES = {
     "GGF": "GGUF files",
     "IRV": "the IR: parsing and verification",
     "PAS": "passes",
+    "SHD": "sharding over ranks and pipeline stages",
     "BCK": "code generation",
     "VED": "binaries, their records, machine descriptions",
     "SIM": "faults of a simulated program",

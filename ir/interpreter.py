@@ -10,9 +10,10 @@ H head size, D model, S slots.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +56,19 @@ def run(
     Raises: IRV009 for the function, IRV010 and IRV011 for tensors that do not fit, IRV012 for an
     op of another dialect.
     """
-    callees = functions(module)
-    if function_name not in callees or callees[function_name].is_declaration:
-        runnable = [f"@{name}" for name, op in callees.items() if not op.is_declaration]
-        raise errors.function_not_runnable(function=function_name, declared=runnable)
-    machine = _Machine(callees, parameters, precision)
+    function = runnable_function(module, function_name)
+    machine = _OneRank(functions(module), parameter_source=parameters, precision=precision)
     with torch.no_grad():
-        return machine.call(callees[function_name], list(inputs))
+        return machine.call(function, list(inputs))
+
+
+def runnable_function(module: ModuleOp, name: str) -> FuncOp:
+    """The function of that name, which has a body. Raises: IRV009 if there is none."""
+    callees = functions(module)
+    if name not in callees or callees[name].is_declaration:
+        runnable = [f"@{name}" for name, op in callees.items() if not op.is_declaration]
+        raise errors.function_not_runnable(function=name, declared=runnable)
+    return callees[name]
 
 
 @dataclass
@@ -80,11 +87,10 @@ class Frame:
     def shape(self, x: SSAValue | Attribute) -> list[int]:
         return [self.sizes[dim] if isinstance(dim, str) else dim for dim in dims_of(x)]
 
-    def parameter(self, op: nn.GetParameterOp) -> Tensor:
-        name = op.parameter_name
-        return self.accept(self.parameter_source(name), op.y, at=f"parameter {name}")
+    def parameter(self, name: str, expected: SSAValue | Attribute) -> Tensor:
+        return self.accept(self.parameter_source(name), expected, at=f"parameter {name}")
 
-    def accept(self, value: Tensor, expected: SSAValue, *, at: str) -> Tensor:
+    def accept(self, value: Tensor, expected: SSAValue | Attribute, *, at: str) -> Tensor:
         """The tensor in the dtype of this run, if it fits the type; binds dimension names."""
         dims, dtype = dims_of(expected), dtype_of(expected)
         wanted = f"{show_dims(dims)} {dtype}"
@@ -116,57 +122,49 @@ def implements(op: type[Operation]) -> Callable[[ImplementationT], Implementatio
     return register
 
 
+ValueT = TypeVar("ValueT")
+FrameT = TypeVar("FrameT")
+
+
 @dataclass
-class _Machine:
+class Machine(ABC, Generic[ValueT, FrameT]):
+    """Runs functions op by op; subclasses say what a value is, and what an op makes of values."""
+
     callees: dict[str, FuncOp]
-    parameter_source: Parameters
-    precision: Precision
     last_uses: dict[str, dict[Operation, list[SSAValue]]] = field(default_factory=dict)
 
-    def call(self, function: FuncOp, inputs: list[Tensor]) -> list[Tensor]:
-        frame = Frame(self.precision, {}, self.parameter_source)
-        values = self._bind(function, inputs, frame)
+    @abstractmethod
+    def enter(self, function: FuncOp, inputs: Sequence[ValueT]) -> tuple[FrameT, list[ValueT]]:
+        """What belongs to this call, and its arguments as the function sees them."""
+
+    @abstractmethod
+    def results(self, op: Operation, operands: Sequence[ValueT], frame: FrameT) -> Sequence[ValueT]:
+        """What an op other than a call gives."""
+
+    def call(self, function: FuncOp, inputs: list[ValueT]) -> list[ValueT]:
+        frame, accepted = self.enter(function, inputs)
         inputs.clear()  # the caller's references go, so that a last use here frees the tensor
+        values: dict[SSAValue, ValueT] = {
+            argument: value
+            for argument, value in zip(function.args, accepted, strict=True)
+            if argument.first_use is not None
+        }
+        accepted.clear()
         ends = self._last_uses(function)
         for op in function.body.block.ops:
             operands = [values[operand] for operand in op.operands]
             if isinstance(op, ReturnOp):
                 return operands
-            for value in ends[op]:
-                del values[value]
-            for value, tensor in zip(op.results, self._results(op, operands, frame), strict=True):
-                if value.first_use is not None:
-                    values[value] = tensor
+            for ended in ends[op]:
+                del values[ended]
+            if isinstance(op, CallOp):
+                results: Sequence[ValueT] = self.call(self.callees[callee_name(op)], operands)
+            else:
+                results = self.results(op, operands, frame)
+            for result, value in zip(op.results, results, strict=True):
+                if result.first_use is not None:
+                    values[result] = value
         raise AssertionError(f"{function.sym_name.data} has no func.return")
-
-    def _results(self, op: Operation, operands: list[Tensor], frame: Frame) -> list[Tensor]:
-        if isinstance(op, CallOp):
-            return self.call(self.callees[callee_name(op)], operands)
-        implementation = IMPLEMENTATIONS.get(type(op))
-        if implementation is None:
-            raise errors.op_not_interpreted(at=describe(op), op=op.name)
-        result = implementation(op, operands, frame)
-        assert list(result.shape) == frame.shape(op.results[0]), f"{op.name}: {result.shape}"
-        assert result.dtype == frame.dtype(dtype_of(op.results[0])), f"{op.name}: {result.dtype}"
-        return [result]
-
-    def _bind(
-        self, function: FuncOp, inputs: Sequence[Tensor], frame: Frame
-    ) -> dict[SSAValue, Tensor]:
-        name = function.sym_name.data
-        if len(inputs) != len(function.args):
-            raise errors.input_not_accepted(
-                at=f"@{name}",
-                expected=f"{len(function.args)} arguments",
-                got=f"one of {len(inputs)}",
-            )
-        values: dict[SSAValue, Tensor] = {}
-        for index, (argument, value) in enumerate(zip(function.args, inputs, strict=True)):
-            at = f"@{name}, argument {argument.name_hint or index}"
-            accepted = frame.accept(value, argument, at=at)
-            if argument.first_use is not None:
-                values[argument] = accepted
-        return values
 
     def _last_uses(self, function: FuncOp) -> dict[Operation, list[SSAValue]]:
         """For each op of the body, the values that no later op uses."""
@@ -180,6 +178,47 @@ class _Machine:
                 seen.update(last)
             self.last_uses[name] = ends
         return self.last_uses[name]
+
+
+def accept_inputs(function: FuncOp, inputs: Sequence[Tensor], frame: Frame) -> list[Tensor]:
+    """The inputs in the dtypes of this run. Raises: IRV010, IRV011 if they do not fit."""
+    name = function.sym_name.data
+    if len(inputs) != len(function.args):
+        raise errors.input_not_accepted(
+            at=f"@{name}", expected=f"{len(function.args)} arguments", got=f"one of {len(inputs)}"
+        )
+    return [
+        frame.accept(value, argument, at=f"@{name}, argument {argument.name_hint or index}")
+        for index, (argument, value) in enumerate(zip(function.args, inputs, strict=True))
+    ]
+
+
+def apply_op(op: Operation, operands: Sequence[Tensor], frame: Frame) -> Tensor:
+    """What the op gives on one rank. Raises: IRV012 for an op of another dialect."""
+    implementation = IMPLEMENTATIONS.get(type(op))
+    if implementation is None:
+        raise errors.op_not_interpreted(at=describe(op), op=op.name)
+    return check_result(op, implementation(op, operands, frame), frame)
+
+
+def check_result(op: Operation, result: Tensor, frame: Frame) -> Tensor:
+    """The result, of which the op's type holds."""
+    assert list(result.shape) == frame.shape(op.results[0]), f"{op.name}: {result.shape}"
+    assert result.dtype == frame.dtype(dtype_of(op.results[0])), f"{op.name}: {result.dtype}"
+    return result
+
+
+@dataclass
+class _OneRank(Machine[Tensor, Frame]):
+    parameter_source: Parameters = field(kw_only=True)
+    precision: Precision = field(kw_only=True)
+
+    def enter(self, function: FuncOp, inputs: Sequence[Tensor]) -> tuple[Frame, list[Tensor]]:
+        frame = Frame(self.precision, {}, self.parameter_source)
+        return frame, accept_inputs(function, inputs, frame)
+
+    def results(self, op: Operation, operands: Sequence[Tensor], frame: Frame) -> list[Tensor]:
+        return [apply_op(op, operands, frame)]
 
 
 def _register_elementwise() -> None:
@@ -199,7 +238,6 @@ def _register_elementwise() -> None:
         nn.CosOp: torch.cos,
         nn.SinOp: torch.sin,
         nn.MatmulOp: torch.matmul,
-        nn.LinearOp: F.linear,
         nn.EmbeddingOp: F.embedding,
     }
     for op, function in elementwise.items():
@@ -211,7 +249,7 @@ _register_elementwise()
 
 @implements(nn.GetParameterOp)
 def _get_parameter(op: nn.GetParameterOp, _: Sequence[Tensor], frame: Frame) -> Tensor:
-    return frame.parameter(op)
+    return frame.parameter(op.parameter_name, op.y)
 
 
 @implements(nn.ConstantOp)
@@ -224,6 +262,12 @@ def _constant(op: nn.ConstantOp, _: Sequence[Tensor], frame: Frame) -> Tensor:
 @implements(nn.GeluOp)
 def _gelu(op: nn.GeluOp, operands: Sequence[Tensor], _: Frame) -> Tensor:
     return F.gelu(operands[0], approximate=op.approximate.data)
+
+
+@implements(nn.LinearOp)
+def _linear(op: nn.LinearOp, operands: Sequence[Tensor], frame: Frame) -> Tensor:
+    dtype = frame.dtype(dtype_of(op.y))
+    return F.linear(*(operand.to(dtype) for operand in operands))
 
 
 @implements(nn.ScaleOp)

@@ -18,7 +18,7 @@ from xdsl.dialects.builtin import (
     IntegerType,
     UnitAttr,
 )
-from xdsl.ir import SSAValue
+from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import (
     IRDLOperation,
     irdl_op_definition,
@@ -93,6 +93,8 @@ class MatmulOp(IRDLOperation):
 class LinearOp(IRDLOperation):
     """Compute `y = x @ w.T + bias`, summed in f32 and rounded once to y's type.
 
+    y has x's element type, or f32: then it is a sum that is not rounded yet.
+
     Shapes: x [..., K], w [N, K], bias [N] -> y [..., N].
     """
 
@@ -110,8 +112,17 @@ class LinearOp(IRDLOperation):
         " `:` type($x) `,` type($w) (`bias` type($bias)^)? `->` type($y)"
     )
 
-    def __init__(self, x: SSAValue, w: SSAValue, bias: SSAValue | None = None) -> None:
-        super().__init__(operands=[x, w, bias], result_types=[self.infer(x, w, bias)])
+    def __init__(
+        self,
+        x: SSAValue,
+        w: SSAValue,
+        bias: SSAValue | None = None,
+        *,
+        dtype: Attribute | None = None,
+    ) -> None:
+        """`dtype` is y's, if it is not x's."""
+        y = tensor(dims_of(self.infer(x, w, bias)), dtype or dtype_of(x))
+        super().__init__(operands=[x, w, bias], result_types=[y])
 
     @staticmethod
     def infer(x: SSAValue, w: SSAValue, bias: SSAValue | None) -> AnyTensor:
@@ -127,7 +138,10 @@ class LinearOp(IRDLOperation):
         return tensor((*x_dims[:-1], n), dtype_of(x))
 
     def verify_(self) -> None:
-        expect_type(self.y, self.infer(self.x, self.w, self.bias))
+        rounded = self.infer(self.x, self.w, self.bias)
+        if dtype_of(self.y) == f32:
+            rounded = tensor(dims_of(rounded), f32)
+        expect_type(self.y, rounded)
 
 
 @irdl_op_definition

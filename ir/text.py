@@ -14,6 +14,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import ParseError
 
 from .. import errors
+from .dist import DIST
 from .nn import NN
 from .paged import PAGED
 
@@ -26,7 +27,7 @@ def make_context(extra_dialects: LazyDialects | None = None) -> Context:
     An extra dialect is loaded when the text first names it.
     """
     context = Context()
-    for dialect in (Builtin, Func, NN, PAGED):
+    for dialect in (Builtin, Func, NN, PAGED, DIST):
         context.load_dialect(dialect)
     for name, load in (extra_dialects or {}).items():
         context.register_dialect(name, load)

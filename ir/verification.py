@@ -15,6 +15,8 @@ from xdsl.traits import IsolatedFromAbove
 from xdsl.utils.exceptions import VerifyException
 
 from .. import errors
+from .dist import GetShardOp
+from .dist_verification import verify_distribution
 from .nn import GetParameterOp, ParameterOp
 from .provenance import describe
 from .types import check_tensor_type, dims_of
@@ -24,11 +26,13 @@ def verify_module(module: ModuleOp) -> None:
     """Check everything that every pass may rely on; linear in the number of ops.
 
     Raises: IRV001 if an op or type is malformed, IRV002 or IRV003 for values and blocks,
-    IRV004 to IRV006 for symbols and calls, IRV007 for dimensions without a size.
+    IRV004 to IRV006 for symbols and calls, IRV007 for dimensions without a size, SHD001 to
+    SHD005 for a distributed module.
     """
     _verify_region(module.body, set())
     _verify_ops(module)
     _verify_symbols(module)
+    verify_distribution(module)
     for function in functions(module).values():
         _verify_dims(function)
 
@@ -107,19 +111,23 @@ def _verify_symbols(module: ModuleOp) -> None:
     declared, callees = parameters(module), functions(module)
     for op in module.walk():
         if isinstance(op, GetParameterOp):
-            _verify_parameter(op, declared)
+            _verify_parameter(op, op.y.type, declared)
+        elif isinstance(op, GetShardOp):
+            _verify_parameter(op, op.cut.whole_type(op.y.type), declared)
         elif isinstance(op, CallOp):
             _verify_call(op, callees)
     _verify_no_recursion(callees)
 
 
-def _verify_parameter(op: GetParameterOp, declared: dict[str, ParameterOp]) -> None:
+def _verify_parameter(
+    op: GetParameterOp | GetShardOp, used: Attribute, declared: dict[str, ParameterOp]
+) -> None:
     name = op.parameter_name
     if name not in declared:
         raise errors.symbol_not_declared(
             at=describe(op), symbol=name, kind="parameter", declared=list(declared)
         )
-    _verify_symbol_type(op, name, op.y.type, declared[name].type)
+    _verify_symbol_type(op, name, used, declared[name].type)
 
 
 def _verify_call(op: CallOp, callees: dict[str, FuncOp]) -> None:

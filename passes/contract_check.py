@@ -19,12 +19,12 @@ from xdsl.dialects.builtin import ModuleOp
 
 from .. import errors
 from ..ir import interpreter, nn
+from ..ir.dist import FORWARD
 from ..ir.interpreter import TORCH_DTYPES, Precision
 from ..ir.text import make_context
 from ..ir.types import dims_of, dtype_of, i32, shape_of
 from ..ir.verification import functions, parameters, verify_module
 from .contract import Bitwise, Budget, ContractPass, Relation, Tolerance, Ulps
-from .rewriting import FORWARD
 from .signature import FIRST_CACHE, INPUT_IDS, paged_inputs
 from .specialize_bucket import SpecializeBucketPass
 

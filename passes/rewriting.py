@@ -16,12 +16,10 @@ from xdsl.rewriter import Rewriter
 from xdsl.traits import is_side_effect_free
 
 from .. import errors
+from ..ir.dist import FORWARD, GetShardOp
 from ..ir.nn import GetParameterOp, ParameterOp
 from ..ir.provenance import LocationCarrier
 from ..ir.verification import callee_name, functions
-
-FORWARD = "forward"
-"""The function that runs the model."""
 
 MAX_ROUNDS = 64
 """Each round rewrites whole chains, so a program that needs more has patterns that disagree."""
@@ -59,7 +57,8 @@ def erase_dead_code(module: ModuleOp) -> None:
     erase_dead_ops(module.body)
     while _erase_dead_calls(module) or _erase_dead_functions(module):
         erase_dead_ops(module.body)
-    used = {op.parameter_name for op in module.walk() if isinstance(op, GetParameterOp)}
+    reads = (op for op in module.walk() if isinstance(op, GetParameterOp | GetShardOp))
+    used = {op.parameter_name for op in reads}
     for op in list(module.ops):
         if isinstance(op, ParameterOp) and op.sym_name.data not in used:
             Rewriter.erase_op(op)
