@@ -1017,6 +1017,19 @@ def rule_broken(where: str, rule: str, cause: str) -> BinaryError:
     )
 
 
+def missing_partner(
+    where: str, command: str, module: str, what: str, mask: int, ranks: int
+) -> BinaryError:
+    """VED014: a command needs a rank that the program does not have."""
+    return BinaryError(
+        "VED014",
+        f"{command} ({module}) {what} rank r ^ {mask}, which has no such rank for any r",
+        at=where,
+        cause=f"the program has tensor_parallel_size {ranks}: ranks 0 to {ranks - 1}",
+        next_step=f"use masks below {ranks}, or build for more tensor-parallel ranks",
+    )
+
+
 def assembly_not_parsed(text: str, column: int, cause: str) -> BinaryError:
     """VED020: text is not a command in assembly form."""
     start = max(0, column - 1 - 30)
@@ -1102,25 +1115,35 @@ def semaphore_shared(
     )
 
 
-def semaphore_unbalanced(at: str, semaphore: int, signals: int, taken: int) -> SimulationFault:
-    """SIM005: a block ends with signals that nobody has taken."""
+def semaphore_unbalanced(
+    at: str, semaphore: int, signals: int, taken: int, sides: str
+) -> SimulationFault:
+    """SIM005: a block ends with signals that nobody has taken.
+
+    `sides` names who signals and who waits.
+    """
     return SimulationFault(
         "SIM005",
         f"semaphore {semaphore} gets {signals} signals and {taken} are taken",
         at=at,
-        cause="semaphores are zero at the end of a block, so that blocks can follow each other",
+        cause=f"semaphores are zero at the end of a block, so that another can follow; {sides}",
         next_step="wait for every signal, or do not send it",
     )
 
 
-def deadlock(at: str, waiting: str, semaphore: int, needed: int, sent: int) -> SimulationFault:
-    """SIM006: a wait that no earlier signal can end."""
+def deadlock(
+    at: str, waiting: str, semaphore: int, needed: int, sent: int, sender: str
+) -> SimulationFault:
+    """SIM006: a wait that no earlier signal can end.
+
+    `sender` says what the other side does.
+    """
     return SimulationFault(
         "SIM006",
         f"{waiting} waits for ever: it needs {needed} signals on semaphore {semaphore}, "
         f"{sent} come before it",
         at=at,
-        cause="a signal ends a wait only if its command comes first in program order",
+        cause=f"a signal ends a wait only if its command comes first in program order; {sender}",
         next_step="signal the semaphore in an earlier command, or wait for fewer signals",
     )
 
@@ -1135,6 +1158,20 @@ def unordered_conflict(
         at=at,
         cause=f"{what}, and no chain of signals and waits leads from one to the other",
         next_step="signal a semaphore in the first command and wait for it in the second",
+    )
+
+
+def exchange_unguarded(
+    at: str, command: str, module: str, what: str, rank: str, problem: str
+) -> SimulationFault:
+    """SIM026: a command reaches another rank's memory while that rank may be in another call."""
+    return SimulationFault(
+        "SIM026",
+        f"{command} ({module}) {what} the memory of {rank}, {problem}",
+        at=at,
+        cause="a rank begins and ends a call when it comes to it, whatever the other ranks do",
+        next_step="let the receiver signal that its buffer is free before, and wait for the "
+        "transfer's signal before the call ends",
     )
 
 

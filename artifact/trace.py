@@ -54,7 +54,7 @@ def encode_trace(program: Program, machine: Machine) -> list[bytes]:
     arrows = _Arrows(commands)
     strings = Strings()
     parts: list[bytes] = []
-    for pe in range(program.header.pes):
+    for pe in range(program.header.tensor_parallel_size):
         parts += _PeTracks(pe, program, machine, strings).encode(commands, arrows)
     return [strings.packet(), *parts]
 

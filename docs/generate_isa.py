@@ -22,6 +22,7 @@ import numpy as np
 from furiosa_llm.backend_rngd.isa import (
     dtypes,
     instructions,
+    rank_rules,
     record_types,
     rules,
     topology_rules,
@@ -32,7 +33,7 @@ from furiosa_llm.backend_rngd.isa.assembly import SINGULAR
 from furiosa_llm.backend_rngd.isa.machine import Parameter, load_machine
 
 PAGES = [Path(__file__).parent / name for name in ("isa.md", "cycles.md")]
-RULES = (rules, topology_rules, vector_rules)
+RULES = (rules, rank_rules, topology_rules, vector_rules)
 MARKED = re.compile(r"(<!-- begin: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -8,6 +8,7 @@ from .. import errors
 from ..backend_rngd.isa.container import Block, Call, Program, Provenance
 from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
 from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING
+from ..backend_rngd.isa.happens_before import sent_signals
 from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import Plan, plan_dma, plan_exec
@@ -122,7 +123,11 @@ def _nodes(
             vector_unit=isinstance(cost, ExecCost) and cost.vector_unit,
             blocking_cycles=cost.blocking_cycles if isinstance(cost, ExecCost) else 0,
             starves_dma=isinstance(cost, ExecCost) and cost.starves_dma,
-            waits=tuple((wait.semaphore, wait.count) for wait in head.waits),
-            signals=head.signals,
+            waits=tuple(
+                (wait.semaphore, peer, wait.count)
+                for wait in head.waits
+                for peer in wait.peers or (0,)
+            ),
+            signals=sent_signals(head),
             link=(head.provenance, number),
         )

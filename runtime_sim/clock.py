@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .. import errors
+from ..backend_rngd.isa.happens_before import rank_name
 from ..backend_rngd.isa.instructions import Context
 
 SIGNAL = -1
@@ -36,8 +37,10 @@ class Command:
     vector_unit: bool
     blocking_cycles: int
     starves_dma: bool
-    waits: tuple[tuple[int, int], ...]
-    signals: tuple[int, ...]
+    waits: tuple[tuple[int, int, int], ...]
+    """(semaphore, sender, count): ranks are alike, so a peer's signal is my own to that peer."""
+    signals: tuple[tuple[int, int], ...]
+    """(semaphore, receiver)"""
     link: Link
     """Its row of the provenance table and the number of its cost."""
 
@@ -92,8 +95,8 @@ class Clock:
         """When each queue's last command has finished."""
         self._vector_free = START
         """When the last command with the vector engine has finished."""
-        self._signals: dict[int, deque[tuple[Point, int]]] = {}
-        """When each signal that nobody has taken yet was sent, and by which run."""
+        self._signals: dict[tuple[int, int], deque[tuple[Point, Command, int]]] = {}
+        """When each signal that nobody has taken yet was sent, by what and by which run."""
         self._end = START
         self._events: list[Event | Loop] = []
         self._runs = 0
@@ -117,9 +120,10 @@ class Clock:
 
     def fence(self) -> None:
         """Let every queue finish. Raises: SIM005 when a signal has not been taken."""
-        for semaphore, sent in self._signals.items():
+        for (semaphore, peer), sent in self._signals.items():
             if sent:
-                raise errors.semaphore_unbalanced(self._name, semaphore, len(sent), 0)
+                sides = f"{rank_name(peer)} signals last in entry {sent[-1][1].entry}"
+                raise errors.semaphore_unbalanced(self._name, semaphore, len(sent), 0, sides)
         point: Point | None = self._end
         while point is not None:
             if point[1] is not None:
@@ -150,8 +154,8 @@ class Clock:
         if command.vector_unit:
             self._vector_free = finish
         self._free[command.context] = finish
-        for semaphore in command.signals:
-            self._signals.setdefault(semaphore, deque()).append((finish, self._runs))
+        for signal in command.signals:
+            self._signals.setdefault(signal, deque()).append((finish, command, self._runs))
         self._events.append(Event(command, int(start), int(finish[0]), waits_for))
         self._runs += 1
         if finish[0] > self._end[0]:
@@ -162,13 +166,13 @@ class Clock:
         """What it waits for last, and how many runs ago its signals were sent. Raises: SIM006."""
         cause = self._free[command.context]
         waits_for: list[int] = []
-        for semaphore, count in command.waits:
-            sent = self._signals.get(semaphore, deque())
+        for semaphore, peer, count in command.waits:
+            sent = self._signals.get((semaphore, peer), deque())
             if len(sent) < count:
-                waiting = f"entry {command.entry}"
-                raise errors.deadlock(self._name, waiting, semaphore, count, len(sent))
+                waiting, sender = f"entry {command.entry}", f"{rank_name(peer)} would signal it"
+                raise errors.deadlock(self._name, waiting, semaphore, count, len(sent), sender)
             for _ in range(count):
-                point, run = sent.popleft()
+                point, _, run = sent.popleft()
                 waits_for.append(self._runs - run)
                 arrival = point[0] + self._signal_cycles
                 if arrival > cause[0]:

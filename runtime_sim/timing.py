@@ -150,7 +150,7 @@ def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> Pro
         dominant_us=dominant_us,
         hbm_capacity_utilization=sum(r.bytes_for(slots=0) for r in program.regions)
         * sharers
-        / (machine.hbm.capacity_bytes * program.header.pes),
+        / (machine.hbm.capacity_bytes * program.header.tensor_parallel_size),
     )
 
 
@@ -187,7 +187,7 @@ class _Limits:
             for command in program.commands
             if isinstance(command, Exec) and command.contraction is not None
         }
-        pes = program.header.pes
+        pes = program.header.tensor_parallel_size
         kind = max(kinds, key=machine.macs_per_cycle, default="bf16")
         share = machine.hbm_bytes_per_cycle * pes / max(pes, sharers)
         return _Limits(

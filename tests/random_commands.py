@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     MAX_COUNTERS,
     MAX_LOOPS,
+    MAX_RANKS,
     MAX_STEPS,
     REGISTERS,
     SEMAPHORES,
@@ -33,6 +36,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     IndexList,
     Indirect,
     Op,
+    PeerSignal,
     Placement,
     Port,
     Reduce,
@@ -67,16 +71,26 @@ registers = st.none() | st.integers(0, REGISTERS - 1)
 semaphores = st.integers(0, SEMAPHORES - 1)
 lane_counts = st.sampled_from([1, 2, 4, 8])
 
+ranks = st.integers(0, MAX_RANKS - 1)
+peers = st.sets(st.integers(1, MAX_RANKS - 1)).map(lambda found: tuple(sorted(found)))
 waits = st.lists(
-    st.builds(Wait, semaphores, st.integers(1, 65535)),
+    st.builds(Wait, semaphores, st.integers(1, 65535), peers),
     max_size=3,
     unique_by=lambda wait: wait.semaphore,
 ).map(tuple)
-signals = st.lists(semaphores, max_size=2, unique=True).map(tuple)
+signals = st.lists(st.tuples(semaphores, peers), max_size=2, unique_by=lambda sent: sent[0])
 
 
-def heads(*contexts: Context) -> st.SearchStrategy[Head]:
-    return st.builds(Head, st.sampled_from(contexts), waits, signals, unsigned)
+@st.composite
+def heads(draw: st.DrawFn, *contexts: Context) -> Head:
+    sent = draw(signals)
+    return Head(
+        draw(st.sampled_from(contexts)),
+        draw(waits),
+        tuple(semaphore for semaphore, to in sent if not to),
+        draw(unsigned),
+        tuple(PeerSignal(semaphore, to) for semaphore, to in sent if to),
+    )
 
 
 ports = st.builds(Port, unsigned, st.sampled_from(DType), registers, unsigned)
@@ -192,19 +206,27 @@ def execs(draw: st.DrawFn) -> Exec:
 
 
 @st.composite
-def dmas(draw: st.DrawFn) -> Dma:
+def dmas(draw: st.DrawFn, *, valid: bool = False) -> Dma:
+    """Any `Dma` that its record can hold; `valid` leaves out what the rules refuse."""
     loops = draw(st.integers(0, MAX_LOOPS))
     strides = st.tuples(*[signed] * loops)
     base, limit = st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**64 - 1)
-    sides = st.builds(Side, st.sampled_from(Space), base, strides, registers, limit)
+    sides = st.builds(
+        Side, st.sampled_from(Space), base, strides, registers, limit, ranks, signed, ranks
+    )
     lists = st.builds(IndexList, base, strides, unsigned, registers, unsigned, signed)
     indirect = draw(st.sampled_from(Indirect))
+    source, destination = draw(sides), draw(sides)
+    if valid and indirect == Indirect.SOURCE:
+        source = replace(source, peer=0)
+    if valid and (source.peer or indirect == Indirect.DESTINATION):
+        destination = replace(destination, peer=0)
     return Dma(
         head=draw(heads(Context.DMA)),
         n=draw(st.tuples(*[st.integers(1, 65535)] * loops)),
         run=draw(st.integers(1, 1 << 22)),
-        source=draw(sides),
-        destination=draw(sides),
+        source=source,
+        destination=destination,
         indirect=indirect,
         index=None if indirect == Indirect.NONE else draw(lists),
     )

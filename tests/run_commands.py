@@ -35,7 +35,7 @@ def make_program(
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     macs: int = 0,
-    pes: int = 1,
+    ranks: int = 1,
 ) -> Program:
     """One call of one block; `outputs` gives shapes and types."""
     regions = [
@@ -46,7 +46,7 @@ def make_program(
     header = Header(
         model_name="test",
         bucket="decode:1,16",
-        pes=pes,
+        tensor_parallel_size=ranks,
         regions=tuple(regions),
         blocks=(
             Block(
@@ -62,9 +62,9 @@ def make_program(
 
 
 def run_program(
-    program: Program, inputs: Mapping[str, np.ndarray], pes: int = 1
+    program: Program, inputs: Mapping[str, np.ndarray], ranks: int = 1
 ) -> dict[str, np.ndarray]:
-    return Device(pes).execute(program, dict(inputs))
+    return Device(ranks).execute(program, dict(inputs))
 
 
 def _tensor(name: str, array: np.ndarray) -> TensorIo:

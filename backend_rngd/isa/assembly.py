@@ -27,6 +27,7 @@ from .instructions import Context, Control, Dma, Exec, Head, Instruction
 MNEMONICS: dict[str, type[Any]] = {"exec": Exec, "dma": Dma, "repeat": Control}
 SINGULAR = {
     "waits": "wait",
+    "peer_signals": "peer_signal",
     "counters": "counter",
     "digits": "digit",
     "ops": "op",

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from ... import errors
 from .dtypes import DType
-from .instructions import REGISTERS, Control, Dma, Exec, Instruction
+from .instructions import MAX_RANKS, REGISTERS, Control, Dma, Exec, Instruction
 from .layout import Count, Derived, Layout, Size, Table
+from .rank_rules import partners
 from .record_types import CONTROL, DMA, EXEC, KIND_CONTROL, KIND_DMA, KIND_EXEC
 from .records import (
     decode_control,
@@ -40,7 +41,7 @@ from .records import (
 )
 
 MAGIC = b"VEDF"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PREAMBLE = struct.Struct("<4sIQQ32s8s")
 ALIGNMENT = 64
 INSTRUCTION_BUDGET_BYTES = 720_896
@@ -48,6 +49,15 @@ INSTRUCTION_BUDGET_BYTES = 720_896
 MAX_HEADER_BYTES = 1 << 28
 
 Name = Annotated[str, Field(max_length=1024)]
+
+
+def _power_of_two(ranks: int) -> int:
+    if ranks & (ranks - 1):
+        raise ValueError("ranks are a power of two")
+    return ranks
+
+
+Ranks = Annotated[int, Field(ge=1, le=MAX_RANKS), AfterValidator(_power_of_two)]
 
 
 class Relocation(Table):
@@ -158,7 +168,8 @@ class Header(Table):
 
     model_name: Name
     bucket: Annotated[str, Field(pattern=r"^(prefill|decode):[0-9]+,[0-9]+$")]
-    pes: Size = 1
+    tensor_parallel_size: Ranks = 1
+    """Ranks that run the calls together, each on a PE."""
     regions: tuple[Region, ...]
     blocks: tuple[Block, ...]
     calls: tuple[Call, ...]
@@ -274,7 +285,7 @@ def read_program(source: Path | bytes) -> Program:
     """The program in a `.vedf` file or in its bytes.
 
     Raises: VED001 (not a container, truncated), VED002 (version), VED003 (checksum),
-    VED004 (header), VED010 and VED011 (records).
+    VED004 (header), VED010 and VED011 (records), VED014 (a rank's partner does not exist).
     """
     name = str(source) if isinstance(source, Path) else "<bytes>"
     data = source.read_bytes() if isinstance(source, Path) else source
@@ -357,11 +368,12 @@ def _check_references(name: str, program: Program) -> None:
     for i, block in enumerate(header.blocks):
         if block.first + block.count > n:
             raise errors.bad_header(name, f"blocks.{i}", f"the issue list has {n} entries")
-        for command in program.block_commands(block):
-            if not isinstance(command, Control) and command.head.provenance >= len(
-                block.provenance
-            ):
+        for entry, command in enumerate(program.block_commands(block)):
+            if isinstance(command, Control):
+                continue
+            if command.head.provenance >= len(block.provenance):
                 raise errors.bad_header(name, f"blocks.{i}.provenance", "a command has no entry")
+            _check_partners(name, program, block, entry, command)
     for i, call in enumerate(header.calls):
         if call.block >= len(header.blocks):
             raise errors.bad_header(name, f"calls.{i}.block", "no such block")
@@ -369,6 +381,15 @@ def _check_references(name: str, program: Program) -> None:
             raise errors.bad_header(name, f"calls.{i}.successor", "no such call")
         if any(b.region >= len(header.regions) for b in call.bindings):
             raise errors.bad_header(name, f"calls.{i}.bindings", "no such region")
+
+
+def _check_partners(name: str, program: Program, block: Block, entry: int, c: Exec | Dma) -> None:
+    """Every rank has the partners that the command names. Raises: VED014."""
+    ranks = program.header.tensor_parallel_size
+    for mask, what in partners(c):
+        if mask >= ranks:
+            module = block.provenance[c.head.provenance].path or block.name
+            raise errors.missing_partner(name, f"{block.name}[{entry}]", module, what, mask, ranks)
 
 
 def _check_relocation(name: str, where: str, relocation: Relocation) -> None:

@@ -24,7 +24,7 @@ MAX_NESTING = 8
 
 
 class Address(NamedTuple):
-    """`offset` bytes past the value of `register` (0 without one).
+    """`offset` bytes past the value of `register` (0 without one), and what a rank adds.
 
     `step` is the part of `offset` that the repeats around the command have added.
     """
@@ -32,12 +32,17 @@ class Address(NamedTuple):
     register: int | None
     offset: int
     step: int = 0
+    rank_stride: int = 0
+    rank_mask: int = 0
 
-    def resolve(self, registers: Sequence[int]) -> int:
-        """The address for a call's register values."""
-        if self.register is None:
-            return self.offset
-        return self.offset + registers[self.register]
+    def resolve(self, registers: Sequence[int], rank: int = 0) -> int:
+        """The address for a call's register values when `rank` executes the command."""
+        at = self.offset_of(rank)
+        return at if self.register is None else at + registers[self.register]
+
+    def offset_of(self, rank: int) -> int:
+        """Bytes past the register's value."""
+        return self.offset + (rank ^ self.rank_mask) * self.rank_stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +192,17 @@ def _addresses(plan: Plan) -> tuple[Address, ...]:
     if isinstance(plan, ExecPlan):
         return tuple(Address(port.register, port.base) for port in plan.ports)
     command = plan.command
-    parts = (command.source, command.destination, command.index)
-    return tuple(Address(part.register, part.base) for part in parts if part is not None)
+    sides = [
+        Address(side.register, side.base, 0, side.rank_stride, side.rank_mask)
+        for side in (command.source, command.destination)
+    ]
+    if command.index is not None:
+        sides.append(Address(command.index.register, command.index.base))
+    return tuple(sides)
 
 
 def _moved(address: Address, steps: dict[int, int]) -> Address:
     if address.register is None or address.register not in steps:
         return address
     by = steps[address.register]
-    return Address(address.register, address.offset + by, by)
+    return address._replace(offset=address.offset + by, step=by)

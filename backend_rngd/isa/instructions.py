@@ -39,6 +39,8 @@ MAX_STEPS = 8
 """Registers that one `Control` can advance per iteration."""
 REGISTERS = 64
 SEMAPHORES = 64
+MAX_RANKS = 8
+"""Tensor-parallel ranks of a program, one to a PE: those of a card."""
 
 
 class Context(IntEnum):
@@ -51,12 +53,24 @@ class Context(IntEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """Block until `semaphore` holds `count` signals, then take them."""
+    """Block until `semaphore` holds `count` signals from each sender, then take them."""
 
     semaphore: int
-    """Which counter of signals."""
+    """Which counter of signals; each sender's are counted apart."""
     count: int
-    """How many signals it takes."""
+    """How many signals it takes from each sender."""
+    peers: tuple[int, ...] = ()
+    """The senders: ranks `rank ^ p` for each p, ascending; none: the rank itself."""
+
+
+@dataclass(frozen=True)
+class PeerSignal:
+    """One signal to each of some other ranks."""
+
+    semaphore: int
+    """Which counter of theirs."""
+    peers: tuple[int, ...]
+    """Who gets it: ranks `rank ^ p` for each p, ascending."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,8 @@ class Head:
     """Semaphores that get one signal each when the command has finished."""
     provenance: int = 0
     """Index into the block's provenance table."""
+    peer_signals: tuple[PeerSignal, ...] = ()
+    """Semaphores of other ranks that get one then, too; with `signals` at most two."""
 
 
 class Birth(IntEnum):
@@ -321,7 +337,7 @@ class Exec:
     vrf: Port = field(default_factory=Port)
     """Register operand of the vector engine."""
     group: int = 0
-    """log2 of the fused PEs: 64 << group slices work together."""
+    """log2 of the ranks whose PEs work together, as 64 << group slices, once all are ready."""
     valid_slices: int = 0
     """Slices from this one on neither fetch nor commit; 0: all slices work."""
     switch: Switch = field(default_factory=Switch)
@@ -361,7 +377,10 @@ class Indirect(IntEnum):
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a DMA command; in DM a slice is 4 MiB of address."""
+    """One side of a DMA command; in DM a slice is 4 MiB of address.
+
+    The executing rank may reach another rank's memory, and may start at an address of its own.
+    """
 
     space: Space
     """HBM or data memory."""
@@ -373,6 +392,12 @@ class Side:
     """Register whose value is added to `base`."""
     limit: int = 0
     """First byte past the buffer, relative to the register's value; 0: the memory's own end."""
+    peer: int = 0
+    """Whose memory it is: that of rank `rank ^ peer`."""
+    rank_stride: int = 0
+    """`(rank ^ rank_mask) · rank_stride` bytes are added to `base`."""
+    rank_mask: int = 0
+    """Which bits of the executing rank are turned over before that."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,13 @@
 The machine runs three contexts side by side. A command starts when the one before it in its
 context has finished and its waits are over; when it has finished it signals. A semaphore has one
 signalling and one waiting context, so signal number n ends the wait that takes number n: the
-order that follows is known before anything runs. Calls do not overlap: a block starts when the
-block before it has finished. The iterations of a repeat do not overlap either. At each of these
-fences every semaphore is at zero.
+order that follows is known before anything runs (`happens_before.py`). Calls do not overlap: a
+block starts when the block before it has finished. The iterations of a repeat do not overlap
+either. At each of these fences every semaphore is at zero.
+
+A rank's memory is also touched by transfers of other ranks. Fences say nothing of those, so a rank
+must have signalled in this call before another one touches its memory, and must have waited for
+the transfer before the call ends. All ranks run the same commands, so one rank's view serves all.
 
 Two commands conflict if both touch a byte and one writes it. Footprints are hulls, so commands
 whose strides interleave count as conflicting. Conflicts without an order are faults.
@@ -14,14 +18,15 @@ whose strides interleave count as conflicting. Conflicts without an order are fa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from ... import errors
 from .container import Call, Program
 from .expand import Issued, expand_call, module_path
-from .instructions import REGISTERS, SEMAPHORES, Context, Dma, Sink
+from .happens_before import BEGUN, CONTEXTS, happens_before, rank_name
+from .instructions import REGISTERS, Context, Dma, Sink
 from .plan import (
     REGION_SHIFT,
     SLICE_ADDRESS_BYTES,
@@ -33,7 +38,6 @@ from .plan import (
 )
 from .rules import TRF_HALF_BYTES
 
-CONTEXTS = len(Context)
 NEVER = -1
 """Position of a command that does not exist."""
 
@@ -56,11 +60,38 @@ class Access(NamedTuple):
 UNBOUND = (0,) * REGISTERS
 
 
-def accesses(issued: Issued, registers: Sequence[int] = UNBOUND) -> tuple[Access, ...]:
-    """The bytes that a command may touch when a call starts with these register values."""
+def accesses(
+    issued: Issued, registers: Sequence[int] = UNBOUND, rank: int = 0
+) -> tuple[Access, ...]:
+    """The bytes of its own memory that a command of `rank` may touch, its group's ranks alike.
+
+    `registers` are those with which the call starts.
+    """
+    return _touched(issued, registers, rank, peer=False)
+
+
+def peer_accesses(issued: Issued, registers: Sequence[int], rank: int) -> tuple[Access, ...]:
+    """The bytes of its peer's memory that a command of `rank` may touch."""
+    return _touched(issued, registers, rank, peer=True)
+
+
+def peer_of(issued: Issued) -> int:
+    """In which bits the rank differs whose memory a command reaches; 0 if it is its own."""
+    command = issued.command
+    return command.source.peer | command.destination.peer if isinstance(command, Dma) else 0
+
+
+def _touched(
+    issued: Issued, registers: Sequence[int], rank: int, *, peer: bool
+) -> tuple[Access, ...]:
     found: list[Access] = []
-    for address, footprint in zip(issued.addresses, issued.plan.footprints, strict=True):
-        base = address.resolve(registers)
+    away = _away(issued)
+    for i, (address, footprint) in enumerate(
+        zip(issued.addresses, issued.plan.footprints, strict=True)
+    ):
+        if (i == away) != peer:
+            continue
+        base = address.resolve(registers, rank)
         if footprint.memory == Memory.HBM:
             found.append(_in_hbm(base, footprint))
         elif footprint.memory == Memory.TRF:
@@ -72,6 +103,14 @@ def accesses(issued: Issued, registers: Sequence[int] = UNBOUND) -> tuple[Access
                 shift, base = divmod(base, SLICE_ADDRESS_BYTES)
             found.append(_on_chip(base, footprint, shift))
     return tuple(found)
+
+
+def _away(issued: Issued) -> int | None:
+    """Which footprint lies in another rank's memory."""
+    command = issued.command
+    if isinstance(command, Dma) and (command.source.peer or command.destination.peer):
+        return 0 if command.source.peer else 1
+    return None
 
 
 def _on_chip(base: int, f: Footprint, shift: int) -> Access:
@@ -132,21 +171,44 @@ def _first_conflict(
 def dependencies(
     issued: Sequence[Issued], registers: Sequence[int] = UNBOUND
 ) -> list[tuple[int, ...]]:
-    """For each command, what it must not overtake or overlap in each context.
+    """For each command, what it must not overtake or overlap in each context of its rank.
 
     Element i has one entry per context: the index of the latest command before `issued[i]` in
     that context that conflicts with it, or -1; its own context's entry is -1, because order in a
     context comes for free. Waiting for that command is enough: those before it finish first.
+    What other ranks' commands do to this rank's memory is left out.
     """
-    touched = [accesses(command, registers) for command in issued]
-    found = np.full((len(issued), CONTEXTS), NEVER, np.int64)
-    for cells in _shared_memories(issued, touched):
-        cells.scan(found)
+    nodes = [
+        Node(i, command.context, 0, accesses(command, registers))
+        for i, command in enumerate(issued)
+    ]
     rows: list[tuple[int, ...]] = []
-    for command, row in zip(issued, found.tolist(), strict=True):
-        row[command.context] = NEVER
+    for node, row in zip(nodes, latest_conflicts(nodes, CONTEXTS).tolist(), strict=True):
+        row[node.column] = NEVER
         rows.append(tuple(row))
     return rows
+
+
+class Node(NamedTuple):
+    """What a command does to a rank's memory, run by that rank or by another one.
+
+    Nodes of one column follow each other: a context of a rank.
+    """
+
+    command: int
+    """Its number in the call."""
+    column: int
+    mask: int
+    """In which bits the rank differs that runs it."""
+    accesses: tuple[Access, ...]
+
+
+def latest_conflicts(nodes: Sequence[Node], columns: int) -> np.ndarray:
+    """[node, column]: the command of the latest node before it there that conflicts, or -1."""
+    found = np.full((len(nodes), columns), NEVER, np.int64)
+    for cells in _shared_memories(nodes, columns):
+        cells.scan(found)
+    return found
 
 
 class _Cells:
@@ -156,54 +218,53 @@ class _Cells:
     operations, however large the memory is.
     """
 
-    def __init__(self) -> None:
-        self._accesses: list[tuple[int, Context, Access]] = []
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._accesses: list[tuple[int, Node, Access]] = []
 
-    def add(self, index: int, context: Context, access: Access) -> None:
-        self._accesses.append((index, context, access))
+    def add(self, number: int, node: Node, access: Access) -> None:
+        self._accesses.append((number, node, access))
 
     @property
     def shared(self) -> bool:
         """Whether two contexts use it, and one of them writes."""
-        contexts = {context for _, context, _ in self._accesses}
-        return len(contexts) > 1 and any(access.write for _, _, access in self._accesses)
+        columns = {node.column for _, node, _ in self._accesses}
+        return len(columns) > 1 and any(access.write for _, _, access in self._accesses)
 
     def scan(self, found: np.ndarray) -> None:
-        """Raise found[i, context] to the latest conflicting command before i. Shapes: [n, 3]."""
+        """Raise found[node, column] to the latest conflicting command. Shapes: [nodes, columns]."""
         rows = _ranks(v for _, _, a in self._accesses for v in (a.slice_low, a.slice_high))
         columns = _ranks(v for _, _, a in self._accesses for v in (a.low, a.high))
         # [read or write, context, slices, bytes]: index of the last command.
-        last = np.full((2, CONTEXTS, len(rows), len(columns)), NEVER, np.int32)
+        last = np.full((2, self._columns, len(rows), len(columns)), NEVER, np.int32)
         pending: list[tuple[np.ndarray, int]] = []
         current = NEVER
-        for index, context, a in self._accesses:
-            if index != current:
+        for number, node, a in self._accesses:
+            if number != current:
                 # A command does not conflict with itself: its marks come after its questions.
                 for cells, owner in pending:
                     cells[...] = owner
-                pending, current = [], index
+                pending, current = [], number
             box = (
                 slice(rows[a.slice_low], rows[a.slice_high]),
                 slice(columns[a.low], columns[a.high]),
             )
             before = last[(slice(None) if a.write else slice(1, 2), slice(None), *box)]
             latest = before.max(axis=(0, 2, 3), initial=NEVER)
-            np.maximum(found[index], latest, out=found[index])
-            pending.append((last[(int(a.write), int(context), *box)], index))
+            np.maximum(found[number], latest, out=found[number])
+            pending.append((last[(int(a.write), node.column, *box)], node.command))
 
 
 def _ranks(values: Iterable[int]) -> dict[int, int]:
     return {value: rank for rank, value in enumerate(sorted(set(values)))}
 
 
-def _shared_memories(
-    issued: Sequence[Issued], touched: Sequence[tuple[Access, ...]]
-) -> Iterator[_Cells]:
+def _shared_memories(nodes: Sequence[Node], columns: int) -> Iterator[_Cells]:
     memories: dict[tuple[Memory, int], _Cells] = {}
-    for index, (command, found) in enumerate(zip(issued, touched, strict=True)):
-        for access in found:
-            cells = memories.setdefault((access.memory, access.region), _Cells())
-            cells.add(index, command.context, access)
+    for number, node in enumerate(nodes):
+        for access in node.accesses:
+            cells = memories.setdefault((access.memory, access.region), _Cells(columns))
+            cells.add(number, node, access)
     return (cells for cells in memories.values() if cells.shared)
 
 
@@ -234,136 +295,107 @@ def _binding_pattern(call: Call) -> tuple[tuple[int, int, int], ...]:
 
 def check_call_order(program: Program, call: Call) -> None:
     """Raises: as `check_order`, naming commands by entry and by module."""
-    expanded = expand_call(program, call)
-    block = program.blocks[call.block].name
+    _CallCheck(program, call).run()
 
-    def name(command: Issued) -> str:
-        return f"{block}[{command.entry}] {summary(command)}"
 
-    def module(command: Issued) -> str:
-        return module_path(program, call, command.command) or block
+class _CallCheck:
+    """The accesses to one rank's memory, its own and those of other ranks, against the order."""
 
-    issued = expanded.issued
-    clocks, imbalance = _clocks(issued, block)
-    position = _positions(issued)
-    for i, latest in enumerate(dependencies(issued, expanded.registers)):
-        for context, j in enumerate(latest):
-            if j == NEVER or position[j] < clocks[i][context]:
-                continue
-            pair = _first_conflict(
-                accesses(issued[j], expanded.registers), accesses(issued[i], expanded.registers)
-            )
-            assert pair is not None, (i, j)
-            raise errors.unordered_conflict(
-                block,
-                *(name(issued[j]), module(issued[j])),
-                *(name(issued[i]), module(issued[i])),
-                _what(*pair),
-            )
-    # Later, because a deleted wait is best explained by the commands that it kept apart.
-    if imbalance is not None:
-        raise imbalance
+    def __init__(self, program: Program, call: Call) -> None:
+        expanded = expand_call(program, call)
+        self._program, self._call = program, call
+        self._block = program.blocks[call.block].name
+        self._issued, self._registers = expanded.issued, expanded.registers
+        self._order = happens_before(self._issued, self._block, self._full_name)
+        peers = sorted({peer_of(command) for command in self._issued} - {0})
+        self._column_of = {peer: CONTEXTS + i for i, peer in enumerate(peers)}
+        self._columns = [(c, 0) for c in Context] + [(Context.DMA, peer) for peer in peers]
+        """The context and the rank's mask of each column of nodes."""
+
+    def run(self) -> None:
+        # Addresses that depend on the rank make every rank's memory another case.
+        varies = any(a.rank_stride for command in self._issued for a in command.addresses)
+        for rank in range(self._program.header.tensor_parallel_size if varies else 1):
+            self._check_memory(rank)
+        for i, command in enumerate(self._issued):
+            if peer_of(command):
+                self._check_guarded(i, peer_of(command))
+        # Later, because a deleted wait is best explained by the commands that it kept apart.
+        if self._order.imbalance is not None:
+            raise self._order.imbalance
+
+    def _nodes(self, rank: int) -> Iterator[Node]:
+        """Who touches the memory of `rank`, in program order."""
+        for i, command in enumerate(self._issued):
+            own = accesses(command, self._registers, rank)
+            yield Node(i, command.context, 0, own)
+            peer = peer_of(command)
+            if peer:
+                reached = peer_accesses(command, self._registers, rank ^ peer)
+                yield Node(i, self._column_of[peer], peer, reached)
+
+    def _check_memory(self, rank: int) -> None:
+        nodes = list(self._nodes(rank))
+        found = latest_conflicts(nodes, len(self._columns)).tolist()
+        for node, latest in zip(nodes, found, strict=True):
+            for column, j in enumerate(latest):
+                if j == NEVER or column == node.column:
+                    continue
+                context, mask = self._columns[column]
+                if not self._order.finished(j, context, mask ^ node.mask, node.command):
+                    other = next(n for n in nodes if (n.command, n.column) == (j, column))
+                    self._fail(other, node)
+
+    def _fail(self, first: Node, second: Node) -> NoReturn:
+        pair = _first_conflict(first.accesses, second.accesses)
+        assert pair is not None, (first, second)
+        raise errors.unordered_conflict(
+            self._block,
+            *(self._node_name(first), self._module(first.command)),
+            *(self._node_name(second), self._module(second.command)),
+            _what(*pair),
+        )
+
+    def _check_guarded(self, i: int, peer: int) -> None:
+        """The peer has begun the call before its memory is touched, and knows the end of it."""
+        order, what = self._order, "writes to"
+        command = self._issued[i].command
+        if isinstance(command, Dma) and command.source.peer:
+            what = "reads"
+        place = order.neighbours.place[peer]
+        if not order.clocks[i][place + BEGUN]:
+            problem = "and has no signal from it yet in this call"
+        elif order.end[place + Context.DMA] <= order.positions[i]:
+            problem = "and no wait of the other rank covers it until the call ends"
+        else:
+            return
+        raise errors.exchange_unguarded(
+            self._block, self._name(i), self._module(i), what, rank_name(peer), problem
+        )
+
+    def _node_name(self, node: Node) -> str:
+        by = f" of {rank_name(node.mask)}" if node.mask else ""
+        return self._name(node.command) + by
+
+    def _full_name(self, i: int) -> str:
+        return f"{self._name(i)} ({self._module(i)})"
+
+    def _name(self, i: int) -> str:
+        return f"{self._block}[{self._issued[i].entry}] {summary(self._issued[i])}"
+
+    def _module(self, i: int) -> str:
+        return module_path(self._program, self._call, self._issued[i].command) or self._block
 
 
 def completed_before(issued: Sequence[Issued], at: str) -> list[tuple[int, ...]]:
-    """For each command, how many commands of each context have finished when it starts.
+    """For each command, how many commands of each context of its rank have finished when it starts.
 
     Commands of a context finish in order, so a count says which. Raises: SIM004 to SIM006.
     """
-    clocks, imbalance = _clocks(issued, at)
-    if imbalance is not None:
-        raise imbalance
-    return clocks
-
-
-def _clocks(
-    issued: Sequence[Issued], at: str
-) -> tuple[list[tuple[int, ...]], errors.SimulationFault | None]:
-    """The counts of `completed_before`, and the first semaphore that a fence finds not at zero.
-
-    Raises: SIM004, SIM006.
-    """
-    semaphores = _Semaphores(at)
-    clock_of: list[tuple[int, ...]] = []
-    running = [[0] * CONTEXTS for _ in range(CONTEXTS)]
-    finished = [0] * CONTEXTS
-    stretch = 0
-    for i, command in enumerate(issued):
-        if command.stretch != stretch:  # a fence: all that came before has finished
-            stretch = command.stretch
-            semaphores.clear()
-            running = [list(finished) for _ in range(CONTEXTS)]
-        head = command.command.head
-        finished[head.context] += 1
-        clock = running[head.context]
-        for wait in head.waits:
-            j = semaphores.take(wait.semaphore, wait.count, command)
-            after = [*clock_of[j]]
-            # The signalling command has finished, not only what came before it.
-            after[issued[j].context] += 1
-            clock[:] = map(max, clock, after)
-        clock_of.append(tuple(clock))
-        for semaphore in head.signals:
-            semaphores.signal(semaphore, i, command)
-        clock[head.context] += 1
-    semaphores.clear()
-    return clock_of, semaphores.imbalance
-
-
-class _Semaphores:
-    """Signals sent and taken, in program order."""
-
-    def __init__(self, at: str) -> None:
-        self._at = at
-        self._sent: list[list[int]] = [[] for _ in range(SEMAPHORES)]
-        self._taken = [0] * SEMAPHORES
-        self._signalling: dict[int, Context] = {}
-        self._waiting: dict[int, Context] = {}
-        self.imbalance: errors.SimulationFault | None = None
-        """The first semaphore that was not at zero when `clear` was called."""
-
-    def signal(self, semaphore: int, index: int, command: Issued) -> None:
-        self._owned(self._signalling, semaphore, command, "signal")
-        self._sent[semaphore].append(index)
-
-    def take(self, semaphore: int, count: int, command: Issued) -> int:
-        """Index of the command whose signal ends the wait."""
-        self._owned(self._waiting, semaphore, command, "wait for")
-        needed = self._taken[semaphore] + count
-        sent = self._sent[semaphore]
-        if needed > len(sent):
-            if self.imbalance is not None:  # a fence took what it waits for
-                raise self.imbalance
-            waiting = f"entry {command.entry} ({summary(command)})"
-            raise errors.deadlock(self._at, waiting, semaphore, needed, len(sent))
-        self._taken[semaphore] = needed
-        return sent[needed - 1]
-
-    def _owned(
-        self, owners: dict[int, Context], semaphore: int, command: Issued, role: str
-    ) -> None:
-        owner = owners.setdefault(semaphore, command.context)
-        if owner != command.context:
-            names = (owner.name.lower(), command.context.name.lower())
-            raise errors.semaphore_shared(self._at, semaphore, role, *names)
-
-    def clear(self) -> None:
-        """Forget signals that nobody took, and remember that there were any."""
-        for semaphore, (sent, taken) in enumerate(zip(self._sent, self._taken, strict=True)):
-            if len(sent) != taken:
-                error = errors.semaphore_unbalanced(self._at, semaphore, len(sent), taken)
-                self.imbalance = self.imbalance or error
-                self._taken[semaphore] = len(sent)
-
-
-def _positions(issued: Sequence[Issued]) -> list[int]:
-    """Each command's number within its context."""
-    counts = [0] * CONTEXTS
-    positions = []
-    for command in issued:
-        positions.append(counts[command.context])
-        counts[command.context] += 1
-    return positions
+    order = happens_before(issued, at)
+    if order.imbalance is not None:
+        raise order.imbalance
+    return [clock[:CONTEXTS] for clock in order.clocks]
 
 
 def summary(issued: Issued) -> str:

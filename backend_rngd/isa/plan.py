@@ -28,6 +28,7 @@ from .instructions import (
     Sink,
     Space,
 )
+from .rank_rules import check_dma_ranks
 from .rules import (
     DM_BYTES,
     SLICES_PER_PE,
@@ -270,8 +271,8 @@ def half_spans(trf_lanes: int, low: int, high: int) -> list[tuple[int, int, int]
 
 
 def plan_dma(command: Dma, where: str) -> DmaPlan:
-    """Resolve the extents of `command`. Raises: VED011."""
-    del where
+    """Check the rules of `command` and resolve its extents. Raises: VED011."""
+    check_dma_ranks(command, where)
     return _plan_dma(replace(command, head=Head(Context.DMA)))
 
 

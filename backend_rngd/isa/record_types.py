@@ -27,9 +27,10 @@ HEAD = np.dtype(
         ("n_ops", "u1"),
         ("reserved0", "u1"),
         ("signal_semaphore", "u1", MAX_SIGNALS),
-        ("reserved1", "u1", 2),
+        ("signal_peers", "u1", MAX_SIGNALS),
         ("provenance", "<u4"),
-        ("reserved2", "u1", 8),
+        ("wait_peers", "u1", MAX_WAITS),
+        ("reserved2", "u1", 5),
     ]
 )
 PORT = np.dtype(
@@ -179,7 +180,9 @@ SIDE = np.dtype(
         ("base", "<i8"),
         ("space", "u1"),
         ("register", "u1"),
-        ("reserved", "u1", 6),
+        ("peer", "u1"),
+        ("rank_mask", "u1"),
+        ("rank_stride", "<i4"),
         ("limit", "<u8"),
         ("strides", "<i4", MAX_LOOPS),
     ]

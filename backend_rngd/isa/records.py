@@ -17,6 +17,7 @@ from .dtypes import DType
 from .instructions import (
     MAX_COUNTERS,
     MAX_LOOPS,
+    MAX_RANKS,
     MAX_STEPS,
     REGISTERS,
     SEMAPHORES,
@@ -42,6 +43,7 @@ from .instructions import (
     IndexList,
     Indirect,
     Op,
+    PeerSignal,
     Placement,
     Port,
     Reduce,
@@ -182,6 +184,9 @@ def encode_dma(command: Dma) -> np.ndarray:
         out[name]["space"] = side.space
         out[name]["register"] = _register(side.register)
         out[name]["limit"] = side.limit
+        out[name]["peer"] = side.peer
+        out[name]["rank_mask"] = side.rank_mask
+        out[name]["rank_stride"] = side.rank_stride
         out[name]["strides"][: len(side.strides)] = side.strides
     out["n"][: len(command.n)] = command.n
     out["run"] = command.run
@@ -212,7 +217,7 @@ def encode_control(command: Control) -> np.ndarray:
 
 def _put_head(out: Record, head: Head, kind: int) -> None:
     assert len(head.waits) <= MAX_WAITS, head
-    assert len(head.signals) <= MAX_SIGNALS, head
+    assert len(head.signals) + len(head.peer_signals) <= MAX_SIGNALS, head
     out["kind"] = kind
     out["context"] = head.context
     out["wait_semaphore"] = NO_SEMAPHORE
@@ -220,8 +225,17 @@ def _put_head(out: Record, head: Head, kind: int) -> None:
     for i, wait in enumerate(head.waits):
         out["wait_semaphore"][i] = wait.semaphore
         out["wait_count"][i] = wait.count
+        out["wait_peers"][i] = _peer_bits(wait.peers)
     out["signal_semaphore"][: len(head.signals)] = head.signals
+    for i, signal in enumerate(head.peer_signals, len(head.signals)):
+        out["signal_semaphore"][i] = signal.semaphore
+        out["signal_peers"][i] = _peer_bits(signal.peers)
     out["provenance"] = head.provenance
+
+
+def _peer_bits(peers: tuple[int, ...]) -> int:
+    """Bit p stands for rank ^ p; bit 0 is the rank itself, whose signals have a form without."""
+    return sum(1 << p for p in peers)
 
 
 def _register(register: int | None) -> int:
@@ -318,19 +332,35 @@ def _head(record: Record, kind: int, where: str) -> Head:
         Wait(
             _in_range(record["wait_semaphore"][i], 0, SEMAPHORES - 1, where, "wait_semaphore"),
             _in_range(record["wait_count"][i], 1, 65535, where, "wait_count"),
+            _peers(record["wait_peers"][i], where, "wait_peers"),
         )
         for i in range(MAX_WAITS)
         if record["wait_semaphore"][i] != NO_SEMAPHORE
     )
-    signals = tuple(
-        _in_range(s, 0, SEMAPHORES - 1, where, "signal_semaphore")
-        for s in record["signal_semaphore"]
-        if s != NO_SEMAPHORE
+    sent = [
+        (
+            _in_range(semaphore, 0, SEMAPHORES - 1, where, "signal_semaphore"),
+            _peers(peers, where, "signal_peers"),
+        )
+        for semaphore, peers in zip(record["signal_semaphore"], record["signal_peers"], strict=True)
+        if semaphore != NO_SEMAPHORE
+    ]
+    for named in ([w.semaphore for w in waits], [semaphore for semaphore, _ in sent]):
+        if len(set(named)) != len(named):
+            raise errors.bad_record_field(where, "semaphores", "repeated", "each named once")
+    return Head(
+        context=_enum(Context, record["context"], where, "context"),
+        waits=waits,
+        signals=tuple(semaphore for semaphore, peers in sent if not peers),
+        provenance=int(record["provenance"]),
+        peer_signals=tuple(PeerSignal(semaphore, peers) for semaphore, peers in sent if peers),
     )
-    if len({w.semaphore for w in waits}) != len(waits) or len(set(signals)) != len(signals):
-        raise errors.bad_record_field(where, "semaphores", "repeated", "each named once")
-    context = _enum(Context, record["context"], where, "context")
-    return Head(context, waits, signals, int(record["provenance"]))
+
+
+def _peers(bits: Any, where: str, name: str) -> tuple[int, ...]:
+    if int(bits) & 1:
+        raise errors.bad_record_field(where, name, int(bits), "other ranks' bits")
+    return tuple(p for p in range(1, MAX_RANKS) if int(bits) >> p & 1)
 
 
 def _counter(exec_record: Record, where: str, i: int) -> Counter:
@@ -498,6 +528,9 @@ def _side(record: Record, loops: int, where: str, name: str) -> Side:
         strides=tuple(int(v) for v in record["strides"][:loops]),
         register=_maybe_register(record["register"], where, f"{name}.register"),
         limit=int(record["limit"]),
+        peer=_in_range(record["peer"], 0, MAX_RANKS - 1, where, f"{name}.peer"),
+        rank_stride=int(record["rank_stride"]),
+        rank_mask=_in_range(record["rank_mask"], 0, MAX_RANKS - 1, where, f"{name}.rank_mask"),
     )
 
 

@@ -69,13 +69,13 @@ ADD = Exec(
 )
 
 
-def program(*commands: Instruction, pes: int = 1) -> Program:
+def program(*commands: Instruction, ranks: int = 1) -> Program:
     """One block, called for two layers."""
     paths = (Provenance(path="mlp.load"), Provenance(path="mlp.up"))
     header = Header(
         model_name="test",
         bucket="decode:1,16",
-        pes=pes,
+        tensor_parallel_size=ranks,
         regions=(),
         blocks=(Block(name="block", first=0, count=len(commands), provenance=paths),),
         calls=tuple(Call(block=0, prefix=f"layers.{i}", bindings=()) for i in range(2)),
@@ -83,8 +83,8 @@ def program(*commands: Instruction, pes: int = 1) -> Program:
     return Program(header, commands)
 
 
-def trace(*commands: Instruction, pes: int = 1) -> TraceContent:
-    return read_trace(b"".join(encode_trace(program(*commands, pes=pes), BOOK)))
+def trace(*commands: Instruction, ranks: int = 1) -> TraceContent:
+    return read_trace(b"".join(encode_trace(program(*commands, ranks=ranks), BOOK)))
 
 
 def test_there_is_a_track_for_each_context_and_engine() -> None:
@@ -166,7 +166,7 @@ def test_repeats_are_unrolled() -> None:
 
 
 def test_every_pe_has_its_own_tracks_and_arrows() -> None:
-    content = trace(LOAD, LOAD, PRODUCT, ADD, pes=2)
+    content = trace(LOAD, LOAD, PRODUCT, ADD, ranks=2)
     ours, theirs = (
         [(s.track, s.name, s.begin, s.end) for s in content.slices if s.process == pe]
         for pe in ("PE 0", "PE 1")

@@ -98,9 +98,9 @@ def execute(command: Exec, memory: np.ndarray, out_bytes: int, *before: Exec) ->
     ]
     inputs = {"memory": np.ascontiguousarray(memory).view(np.int32)}
     outputs = {"out": np.zeros((slices, out_bytes // 4), np.int32)}
-    pes = max(1, slices // 64)
-    program = make_program(commands, inputs, outputs, pes=pes)
-    return run_program(program, inputs, pes)["out"].view(np.uint8)
+    ranks = max(1, slices // 64)
+    program = make_program(commands, inputs, outputs, ranks=ranks)
+    return run_program(program, inputs, ranks)["out"].view(np.uint8)
 
 
 def numbered(slices: int, n: int) -> np.ndarray:

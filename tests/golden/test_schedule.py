@@ -218,7 +218,10 @@ def test_20_makespan() -> None:
         after(OUTPUT, 6, None),
     ]
     program = make_program(
-        commands, {"x": np.zeros((4096, 64), np.int32)}, {"y": np.zeros((16, 64), np.int32)}, pes=4
+        commands,
+        {"x": np.zeros((4096, 64), np.int32)},
+        {"y": np.zeros((16, 64), np.int32)},
+        ranks=4,
     )
     timing = time_program(read_program(write_program(program)), SCHEDULER)
     assert timing.cycles == pytest.approx(17_949, rel=0.05)

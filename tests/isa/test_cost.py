@@ -349,7 +349,7 @@ def test_misaligned_writes_to_dm_take_three_times_as_long() -> None:
     assert cycles(dma((8,), 256, source, Side(Space.DM, 4, (SLICE,))))[1] == 48
 
 
-@given(dmas())
+@given(dmas(valid=True))
 def test_every_dma_command_has_a_cost(command: Dma) -> None:
     cost = dma_cost(plan_dma(command, "test"), BOOK)
     assert cost.total_cycles > 500
