@@ -156,12 +156,12 @@ def bucket_beyond_context(name: str, length: int, context: int) -> CompileError:
 
 
 def unsupported_tensor_parallel(size: int) -> CompileError:
-    """BLD005: the model cannot be split over this many PEs."""
+    """BLD005: this version cannot compile for several PEs."""
     return CompileError(
         "BLD005",
-        f"cannot build for {size} PEs",
-        at="tensor_parallel_size",
-        cause="this version places a whole model on one PE",
+        f"cannot compile for {size} PEs",
+        at=f"tensor_parallel_size {size}",
+        cause="this version has no code for the exchanges of several PEs",
         next_step="set --tensor-parallel-size to 1",
         exit_code=2,
     )
@@ -1779,14 +1779,14 @@ def stages_out_of_order(devices: str, before: str, after: str, nearest: str) -> 
     )
 
 
-def too_many_stages(stages: int, blocks: int, nearest: int) -> FuriosaLLMError:
+def too_many_stages(stages: int, blocks: int) -> FuriosaLLMError:
     """PAR010: the model has no block for each stage."""
     return FuriosaLLMError(
         "PAR010",
         f"cannot divide {blocks} blocks over {stages} stages",
         at=f"pipeline_parallel_size {stages}",
         cause=f"every stage runs at least one transformer block, and the model has {blocks}",
-        next_step=f"set --pipeline-parallel-size to `{nearest}`",
+        next_step=f"set --pipeline-parallel-size to `{blocks}` or less",
         exit_code=2,
     )
 
@@ -1805,14 +1805,14 @@ def stages_do_not_sum(
     )
 
 
-def stage_counts_differ(stages: int, sizes: str, nearest: str) -> FuriosaLLMError:
+def stage_counts_differ(stages: int, sizes: str, listed: int) -> FuriosaLLMError:
     """PAR012: the list of stages has another length than the number of stages says."""
     return FuriosaLLMError(
         "PAR012",
         f"`{sizes}` is not a list of {stages} stages",
         at=f"pipeline_parallel_size {stages}",
         cause="num_blocks_per_pp_stage has one number for each stage",
-        next_step=f"leave one of the two out, or set --num-blocks-per-pp-stage to `{nearest}`",
+        next_step=f"set --pipeline-parallel-size to `{listed}`, or leave one of the two out",
         exit_code=2,
     )
 
@@ -1861,5 +1861,17 @@ def pes_left_over(devices: str, pes: int, tp: int, pp: int, nearest: str) -> Fur
         at=f"devices {devices}",
         cause=f"a replica takes {tp * pp} PEs, and {pes % (tp * pp)} would stay idle",
         next_step=f"use `{nearest}`, or say how many replicas with --data-parallel-size",
+        exit_code=2,
+    )
+
+
+def unknown_partial_sum(name: object, known: Iterable[str]) -> FuriosaLLMError:
+    """PAR017: ranks cannot exchange parts of sums in this type."""
+    return FuriosaLLMError(
+        "PAR017",
+        f"cannot exchange parts of sums as `{name}`",
+        at="partial_sum",
+        cause="a part is sent as it was summed, or rounded to the type of activations",
+        next_step=f"set --partial-sum to {_or(known)}",
         exit_code=2,
     )

@@ -12,9 +12,12 @@ from typing import get_args
 
 from .. import errors
 from ..backend_rngd.isa.container import read_program
+from ..frontend.block_count import declared_blocks
 from ..frontend.parameters import bind_parameters
 from ..frontend.source import ModelSource, open_model
 from ..models.config_types import Bucket
+from ..models.mesh import make_mesh
+from ..models.stages import stage_count, stage_sizes
 from . import atomic, schema
 from .buckets import BucketShape, fit_context, parse_buckets
 from .compile import Progress, compile_model
@@ -27,7 +30,7 @@ from .describe import (
 )
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
 from .reader import running_version, sha256_of
-from .schema import FileEntry, OptimizationLevel, WeightsMode
+from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
 from .tilings import NO_PINS, ExplainedTiling, read_pins
 
 Explain = Callable[[Sequence[ExplainedTiling]], None]
@@ -49,7 +52,13 @@ class ArtifactBuilder:
     `optimization_level` 0 keeps commands in program order, 1 overlaps them inside each kernel, 2
     across the kernels of a block. `pin_tiling` is a file of tilings that products must have.
 
-    Raises: BLD002, BLD003, BLD005, BLD014, BLD015, BCK006.
+    `devices` is a list such as `npu:0:0-3,npu:1:0-3` (see `models/devices.py`); by default each
+    pipeline stage is on a card of its own. Stages have as many transformer blocks as
+    `num_blocks_per_pp_stage` says, else equally many; only they and the devices are what a loader
+    may change. `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums.
+
+    Raises: BLD002, BLD003, BLD005, BLD014, BLD015, BCK006, PAR001 to PAR009, PAR012, PAR014 to
+    PAR017.
     """
 
     def __init__(
@@ -57,15 +66,23 @@ class ArtifactBuilder:
         model_id_or_path: str | Path,
         name: str = "",
         *,
+        devices: str | None = None,
         tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int | None = None,
+        num_blocks_per_pp_stage: Sequence[int] | None = None,
+        partial_sum: PartialSum = "f32",
         prefill_buckets: Sequence[BucketShape] = (),
         decode_buckets: Sequence[BucketShape] = (),
         calculate_logit_only_for_last_token: bool = True,
         optimization_level: OptimizationLevel = 2,
         pin_tiling: str | Path | None = None,
     ) -> None:
+        stages = stage_count(pipeline_parallel_size, num_blocks_per_pp_stage)
+        self.mesh = make_mesh(devices, tp=tensor_parallel_size, pp=stages)
         if tensor_parallel_size != 1:
             raise errors.unsupported_tensor_parallel(tensor_parallel_size)
+        if partial_sum not in get_args(PartialSum):
+            raise errors.unknown_partial_sum(partial_sum, get_args(PartialSum))
         if optimization_level not in get_args(OptimizationLevel):
             raise errors.unknown_optimization_level(optimization_level, get_args(OptimizationLevel))
         self.model_id_or_path = model_id_or_path
@@ -74,6 +91,8 @@ class ArtifactBuilder:
         self.buckets = parse_buckets(prefill_buckets, decode_buckets)
         self.last_token_only = calculate_logit_only_for_last_token
         self.level = optimization_level
+        self.stage_list = num_blocks_per_pp_stage
+        self.partial_sum = partial_sum
         self.pins = NO_PINS if pin_tiling is None else read_pins(Path(pin_tiling))
 
     def build(
@@ -92,7 +111,7 @@ class ArtifactBuilder:
         a directory for the IR after every pass. `warn` is told what the weights lose on their
         way to bf16. `explain` gets the tilings of each bucket, and the next best ones.
 
-        Raises: ART002 to ART004, BLDxxx, and what the stages raise.
+        Raises: ART002 to ART004, BLDxxx, PAR010, PAR011, and what the compiler's stages raise.
         """
         if weights not in get_args(WeightsMode):
             raise errors.unknown_weights_mode(weights, get_args(WeightsMode))
@@ -100,9 +119,14 @@ class ArtifactBuilder:
         atomic.check_replaceable(target)
         if dump_ir is not None and Path(dump_ir).exists() and any(Path(dump_ir).iterdir()):
             raise errors.ir_directory_in_use(str(dump_ir))
+        # Before torch is imported or weights are fetched: an impossible request fails in no time.
+        blocks = declared_blocks(self.model_id_or_path)
+        if blocks is not None:
+            self._stage_sizes(blocks)
         _check_libraries()
         progress("reading the model")
         source = open_model(self.model_id_or_path, weights=weights != "skip")
+        self._stage_sizes(source.config.num_hidden_layers)
         buckets = fit_context(self.buckets, _context_of(source))
         self.pins.check_buckets(buckets)
         if weights != "skip":
@@ -163,6 +187,9 @@ class ArtifactBuilder:
             weights=weights,
             last_token_only=self.last_token_only,
             level=self.level,
+            mesh=self.mesh,
+            stage_sizes=self._stage_sizes(source.config.num_hidden_layers),
+            partial_sum=self.partial_sum,
             tiling_pins=self.pins.entries,
             binaries=binaries,
             parameters=model.parameters,
@@ -170,6 +197,10 @@ class ArtifactBuilder:
             tied=source.tied,
         )
         describe_into(directory, build, {**files, **stored.files})
+
+    def _stage_sizes(self, blocks: int) -> tuple[int, ...]:
+        """Transformer blocks of each stage. Raises: PAR010, PAR011."""
+        return stage_sizes(blocks, self.mesh.pp, self.stage_list)
 
 
 def _model_id(model: str | Path) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 from ..backend_rngd.isa.container import Program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket, SchedulerConfig
+from ..models.mesh import Mesh
 from . import schema
-from .schema import FileEntry, OptimizationLevel, WeightsMode
+from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
 
 BLOCK_SIZE = 1
 """Tokens per KV block."""
@@ -21,8 +22,6 @@ PADDING_BLOCK = 0
 """KV block that padding tokens write to."""
 POSITION_PAD = 1
 """Position id of padding tokens."""
-DEVICE = "npu:0:0"
-"""One PE of the first card."""
 
 PIPELINE_VERSION = "0.1.0"
 SHORT_NAMES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
@@ -50,6 +49,11 @@ class Build:
     weights: WeightsMode
     last_token_only: bool
     level: OptimizationLevel
+    mesh: Mesh
+    """Only its first replica shapes the artifact."""
+    stage_sizes: Sequence[int]
+    """Transformer blocks of each pipeline stage."""
+    partial_sum: PartialSum
     tiling_pins: Mapping[str, Mapping[str, str]]
     binaries: Sequence[Binary]
     parameters: Sequence[ParameterSpec]
@@ -77,7 +81,7 @@ def describe_artifact(build: Build, files: Mapping[str, FileEntry]) -> schema.Ar
             timestamp=0,
             version=schema.Version(furiosa_llm=built_by, furiosa_compiler=built_by),
         ),
-        devices=DEVICE,
+        devices=build.mesh.name,
         generator_config=_generator_config(build),
         hf_config=dict(build.hf_config),
         model_metadata=schema.ModelMetadata(
@@ -101,7 +105,9 @@ def describe_artifact(build: Build, files: Mapping[str, FileEntry]) -> schema.Ar
             embed_all_constants_into_graph=False,
             optimize_logit_shape=build.last_token_only,
         ),
-        parallel_config=schema.Parallel(tensor_parallel_size=1, pipeline_parallel_size=1),
+        parallel_config=schema.Parallel(
+            tensor_parallel_size=build.mesh.tp, pipeline_parallel_size=build.mesh.pp
+        ),
         pipelines=tuple(_pipeline(build, binary) for binary in build.binaries),
         pipeline_metadata_list=tuple(
             schema.PipelineMetadata(output_logits_size=_logits_rows(build, bucket))
@@ -137,6 +143,8 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
         weights=build.weights,
         calculate_logit_only_for_last_token=build.last_token_only,
         optimization_level=build.level,
+        partial_sum=build.partial_sum,
+        num_blocks_per_pp_stage=tuple(build.stage_sizes),
         tiling_pins={bucket: dict(pins) for bucket, pins in build.tiling_pins.items()},
         binaries=tuple(
             schema.BinaryEntry(bucket=binary.bucket.name, file=binary.file)
@@ -156,10 +164,13 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
 
 
 def _derived_id(build: Build, files: Mapping[str, FileEntry]) -> str:
-    """A UUID of name, level and the files' contents; linked files count by their size."""
+    """A UUID of name, options and the files' contents; linked files count by their size."""
     content = [
         build.name,
         build.level,
+        build.mesh.name,
+        list(build.stage_sizes),
+        build.partial_sum,
         *([name, e.size_bytes, e.sha256] for name, e in sorted(files.items())),
     ]
     digest = hashlib.sha256(json.dumps(content).encode()).digest()
@@ -198,7 +209,7 @@ def _pipeline(build: Build, binary: Binary) -> schema.Pipeline:
             f"transformers.{build.architecture}-kv{bucket.kv_cache_size}"
             f"-b{bucket.batch_size}-attn{bucket.attention_size}"
         ),
-        devices={"0": DEVICE},
+        devices={str(i): run.name for i, run in enumerate(build.mesh.replicas[0])},
         tensors={**inputs, **constants, **outputs},
         supertasks={
             "0": schema.Supertask(kind="input", inputs=(), outputs=tuple(inputs)),

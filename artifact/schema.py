@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .. import errors
 from ..frontend.safetensors_checkpoint import DTYPES
@@ -23,7 +23,7 @@ RUNTIME_CONFIG_FILE = "runtime_config.json"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of the artifact directory. A change that older readers cannot take raises it."""
 
 PRODUCT = "furiosa-llm-open"
@@ -31,6 +31,8 @@ PRODUCT = "furiosa-llm-open"
 WeightsMode = Literal["copy", "link", "skip"]
 OptimizationLevel = Literal[0, 1, 2]
 """0: program order. 1: overlap inside each kernel. 2: overlap across a block's kernels."""
+PartialSum = Literal["f32", "bf16"]
+"""Type in which tensor-parallel ranks exchange their parts of a sum."""
 
 DTYPE_NAMED = {dtype.name: dtype for dtype in DTYPES.values()}
 """numpy and ml_dtypes types by name, such as `bfloat16`."""
@@ -236,6 +238,9 @@ class Manifest(Schema):
     weights: WeightsMode
     calculate_logit_only_for_last_token: bool
     optimization_level: OptimizationLevel
+    partial_sum: PartialSum
+    num_blocks_per_pp_stage: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Transformer blocks of each pipeline stage; a loader may divide them in another way."""
     tiling_pins: dict[str, dict[str, str]]
     """Pattern of buckets -> pattern of modules -> the tiling that the build was told to use."""
     binaries: tuple[BinaryEntry, ...]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .. import errors
+from .parallel import devices_option, pipeline_options
 from .progress import progress
 
 
@@ -62,7 +63,16 @@ def _warn(message: str) -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="PEs to split the model over.",
+    help="PEs of a card that share every operator: 1, 2, 4 or 8. Frozen in the artifact.",
+)
+@pipeline_options("Pipeline stages, which `run` may change.")
+@devices_option("By default every stage is on a card of its own.")
+@click.option(
+    "--partial-sum",
+    type=click.Choice(["f32", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="Type in which PEs exchange their parts of a sum.",
 )
 @click.option(
     "-pb",
@@ -127,6 +137,10 @@ def command(
     model: str,
     output: Path,
     tensor_parallel_size: int,
+    pipeline_parallel_size: int | None,
+    num_blocks_per_pp_stage: tuple[int, ...] | None,
+    devices: str | None,
+    partial_sum: Any,
     prefill_buckets: list[tuple[int, int]],
     decode_buckets: list[tuple[int, int]],
     weights: Any,
@@ -148,7 +162,11 @@ def command(
 
     builder = ArtifactBuilder(
         model,
+        devices=devices,
         tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        num_blocks_per_pp_stage=num_blocks_per_pp_stage,
+        partial_sum=partial_sum,
         prefill_buckets=prefill_buckets,
         decode_buckets=decode_buckets,
         optimization_level=LEVELS[optimization_level],

@@ -75,13 +75,22 @@ def open_model(model: str | Path, *, weights: bool = True) -> ModelSource:
     from .gguf_source import GgufSource
     from .huggingface_source import HuggingFaceSource
 
-    path = Path(model).expanduser()
-    if path.is_file() and _is_gguf(path):
+    path = locate_model(model, weights=weights)
+    if path.is_file():
         return GgufSource.open(str(model), path)
-    if path.is_dir():
-        return HuggingFaceSource.open(str(model), path)
+    return HuggingFaceSource.open(str(model), path)
+
+
+def locate_model(model: str | Path, *, weights: bool) -> Path:
+    """The .gguf file or the directory of a model; a hub id's files are fetched if need be.
+
+    Raises: FRO001, FRO002.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and _is_gguf(path)):
+        return path
     if not path.exists() and HUB_ID.fullmatch(str(model)):
-        return HuggingFaceSource.open(str(model), _from_hub(str(model), weights))
+        return _from_hub(str(model), weights)
     raise errors.model_not_found(str(model))
 
 

@@ -13,16 +13,29 @@ def stage_sizes(
     """How many of `blocks` each stage has: what `sizes` says, else as even as can be.
 
     Where `blocks` does not divide, the first stages have one more: the last has the head besides.
-    Raises: PAR010 for an impossible number of stages, PAR011 for an impossible list, PAR012 if
-    the two disagree.
+    Raises: PAR010 for an impossible number of stages, PAR011 for an impossible list, and what
+    `stage_count` raises.
     """
+    stages = stage_count(stages, sizes)
     if sizes is None:
-        return _even(blocks, 1 if stages is None else stages)
+        return _even(blocks, stages)
     if min(sizes, default=0) < 1 or sum(sizes) != blocks:
         raise errors.stages_do_not_sum(list_of(sizes), sum(sizes), blocks, _nearest(blocks, sizes))
-    if stages is not None and stages != len(sizes):
-        raise errors.stage_counts_differ(stages, list_of(sizes), list_of(_even(blocks, stages)))
     return tuple(sizes)
+
+
+def stage_count(stages: int | None, sizes: Sequence[int] | None, default: int = 1) -> int:
+    """How many stages a number, a list, both or neither ask for.
+
+    Raises: PAR012 if the two disagree, PAR014 for a number below one.
+    """
+    if stages is not None and stages < 1:
+        raise errors.no_parallelism("pipeline", stages)
+    if sizes is None:
+        return default if stages is None else stages
+    if stages is not None and stages != len(sizes):
+        raise errors.stage_counts_differ(stages, list_of(sizes), len(sizes))
+    return len(sizes)
 
 
 def list_of(sizes: Sequence[int]) -> str:
@@ -40,8 +53,8 @@ def parse_stage_list(option: str, value: str) -> tuple[int, ...]:
 
 def _even(blocks: int, stages: int) -> tuple[int, ...]:
     """Raises: PAR010."""
-    if not 1 <= stages <= blocks:
-        raise errors.too_many_stages(stages, blocks, min(max(stages, 1), blocks))
+    if stages > blocks:
+        raise errors.too_many_stages(stages, blocks)
     each, more = divmod(blocks, stages)
     return tuple(each + (stage < more) for stage in range(stages))
 

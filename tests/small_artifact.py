@@ -24,16 +24,21 @@ from furiosa_llm.backend_rngd.isa.instructions import Control
 from furiosa_llm.frontend.checkpoint import Array, TensorInfo
 from furiosa_llm.frontend.parameters import ParameterSpec, bind_parameters
 from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.models.mesh import Mesh, make_mesh
+from furiosa_llm.models.stages import stage_sizes
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 VOCABULARY = {"a": 0, "b": 1, "c": 2, "d": 3, "<end>": 4, "x": 5, "y": 6, "z": 7}
 EOS = VOCABULARY["<end>"]
+BLOCKS = 4
 HF_CONFIG = {
     "architectures": ["TinyForCausalLM"],
     "vocab_size": len(VOCABULARY),
     "eos_token_id": EOS,
     "max_position_embeddings": 64,
+    "num_hidden_layers": BLOCKS,
 }
+ONE_PE = make_mesh()
 BUCKETS = (Bucket.prefill(1, 16), Bucket.decode(1, 32), Bucket.decode(4, 32))
 
 
@@ -94,6 +99,7 @@ def write_artifact(
     weights: WeightsMode = "copy",
     extra_files: Mapping[str, bytes] | None = None,
     hf_config: Mapping[str, Any] = HF_CONFIG,
+    mesh: Mesh = ONE_PE,
 ) -> Path:
     """Write an artifact as a build does, and return its directory."""
     directory.mkdir(parents=True)
@@ -117,6 +123,9 @@ def write_artifact(
         weights=weights,
         last_token_only=True,
         level=2,
+        mesh=mesh,
+        stage_sizes=stage_sizes(BLOCKS, mesh.pp),
+        partial_sum="f32",
         tiling_pins={},
         binaries=binaries,
         parameters=specs,

@@ -211,3 +211,27 @@ def test_ir_does_not_go_where_files_are(model: Path, tmp_path: Path) -> None:
     assert caught.value.code == "BLD013"
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_the_division_over_devices_is_recorded_and_part_of_the_identity(
+    model: Path, tmp_path: Path
+) -> None:
+    ArtifactBuilder(model, **BUCKETS).build(tmp_path / "one")
+    ArtifactBuilder(
+        model, **BUCKETS, devices="npu:2:0-1", num_blocks_per_pp_stage=[1, 1], partial_sum="bf16"
+    ).build(tmp_path / "two")
+    one, two = read_artifact(tmp_path / "one"), read_artifact(tmp_path / "two")
+    assert one.description.devices == "npu:0:0"
+    assert one.manifest.num_blocks_per_pp_stage == (2,)
+    assert one.manifest.partial_sum == "f32"
+    assert two.description.devices == "npu:2:0,npu:2:1"
+    assert two.description.parallel_config.pipeline_parallel_size == 2
+    assert two.description.pipelines[0].devices == {"0": "npu:2:0", "1": "npu:2:1"}
+    assert two.manifest.num_blocks_per_pp_stage == (1, 1)
+    assert two.manifest.partial_sum == "bf16"
+    assert one.description.metadata.artifact_id != two.description.metadata.artifact_id
+
+
+def test_an_unknown_type_of_partial_sums_is_refused(model: Path) -> None:
+    with pytest.raises(FuriosaLLMError, match="PAR017"):
+        ArtifactBuilder(model, partial_sum="f16")  # type: ignore[arg-type]

@@ -90,7 +90,6 @@ def test_other_options_are_passed_on(calls: list[dict[str, Any]]) -> None:
         (["-pb", "0,128"], "BLD002"),
         (["-db", "1,1"], "BLD002"),
         (["-pb", "1,8", "-pb", "1,8"], "BLD003"),
-        (["-tp", "4"], "BLD005"),
         (["--additional-model-config", "num_layers=2"], "BLD006"),
         (["--additional-model-config", "calculate_logit_only_for_last_token=yes"], "BLD007"),
         (["--additional-model-config", "calculate_logit_only_for_last_token"], "BLD011"),

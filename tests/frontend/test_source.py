@@ -17,6 +17,7 @@ from gguf_zoo import write_gguf
 from tokenizers import Tokenizer
 
 from furiosa_llm.errors import CompileError
+from furiosa_llm.frontend.block_count import declared_blocks
 from furiosa_llm.frontend.source import open_model
 
 
@@ -35,6 +36,20 @@ def test_a_gguf_file_opens_under_any_name(zoo: Callable[[str], Path], tmp_path: 
         source = open_model(write_gguf(zoo("llama"), tmp_path / name))
         assert source.kind == "gguf"
         assert set(source.config_files) == {"config.json", "generation_config.json"}
+
+
+def test_the_number_of_blocks_is_known_from_the_description(
+    zoo: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert declared_blocks(zoo("llama")) == open_model(zoo("llama")).config.num_hidden_layers
+    gguf = write_gguf(zoo("llama"), tmp_path / "model.gguf")
+    assert declared_blocks(gguf) == open_model(gguf).config.num_hidden_layers
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"num_hidden_layers": "four"}'])
+def test_a_description_without_a_number_of_blocks_gives_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert declared_blocks(tmp_path) is None
 
 
 def test_a_source_knows_what_is_tied(zoo: Callable[[str], Path]) -> None:

@@ -140,7 +140,7 @@ def test_replicas_share_the_memory_of_a_card_and_stages_take_turns() -> None:
 def test_even_stages_differ_by_one_block_at_most(blocks: int, stages: int) -> None:
     error = refused(lambda: stage_sizes(blocks, stages))
     if error is not None:
-        assert error.code == "PAR010"
+        assert error.code == ("PAR010" if stages > blocks else "PAR014")
         assert not 1 <= stages <= blocks
         nearest = int(suggestions(error)[0])
         assert len(stage_sizes(blocks, nearest)) == nearest
@@ -174,7 +174,7 @@ def test_a_list_and_a_number_of_stages_must_agree() -> None:
     assert stage_sizes(30, 3, (12, 12, 6)) == (12, 12, 6)
     with pytest.raises(FuriosaLLMError, match="PAR012") as caught:
         stage_sizes(30, 2, (12, 12, 6))
-    assert "`15,15`" in caught.value.next_step
+    assert suggestions(caught.value) == ["3"]
 
 
 @pytest.mark.parametrize("text", ["", "1,", "a", "1;2"])
