@@ -1,15 +1,19 @@
 """How products are cut: pins from a file, and an explanation that is such a file.
 
-A file of pins is YAML (or JSON): patterns of module paths inside a block -> tiling records, either
-for all buckets or below patterns of buckets. A record is the line that an explanation prints, or
-the same as a table of fields.
+A file of pins is YAML (or JSON): patterns of products -> tiling records, either for all buckets or
+below patterns of buckets. A pattern is `[FUNCTION/]MODULE[#PART][@TOKENS]`: a module path inside a
+block; if it says so, of one block's function, one of the module's several products, or so many
+tokens at a time. A record is the line that an explanation prints, or the same as a table of fields.
 
     decode:1,*:
       mlp.down_proj: weights-stream tokens=1 rows=16 load_rows=16 load_chunks=14 command_chunks=14
+    prefill:1,300:
+      mlp.down_proj@48: tokens-stream tokens=48 rows=16 load_rows=16 load_chunks=1 command_chunks=1
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .. import errors
-from ..backend_rngd.tiling import MatmulTiling, parse_tiling
+from ..backend_rngd.tiling import MatmulTiling, ProductName, parse_tiling
 from ..models.config_types import Bucket
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ _WILDCARD = re.compile(r"[*?]|\[.[^]]*\]")
 
 @dataclass(frozen=True)
 class TilingPins:
-    """Pattern of buckets -> pattern of modules -> text of a record."""
+    """Pattern of buckets -> pattern of products -> text of a record."""
 
     entries: Mapping[str, Mapping[str, str]]
 
@@ -40,7 +44,7 @@ class TilingPins:
         """What `TilePass` takes for `bucket`, where the first pattern that matches counts.
 
         The more specific pattern of buckets comes first, and below it the more specific pattern
-        of modules; equals stay in the file's order.
+        of products; equals stay in the file's order.
         """
         patterns = [pattern for pattern in self.entries if fnmatchcase(bucket.name, pattern)]
         return tuple(
@@ -58,17 +62,18 @@ class TilingPins:
 
     def check_modules(self, bucket: Bucket, explained: Iterable[ExplainedTiling]) -> None:
         """Raises: BLD016 if a pattern is of no product of the bucket."""
-        modules = sorted({tiling.module for tiling in explained})
+        products = list(dict.fromkeys(tiling.product for tiling in explained))
         for line in self.lines(bucket):
             pattern = line.partition(":")[0]
-            if not any(fnmatchcase(module, pattern) for module in modules):
-                raise errors.pin_without_target(pattern, "product", modules)
+            if not any(product.matches(pattern) for product in products):
+                names = [f"{product.place}@{product.tokens}" for product in products]
+                raise errors.pin_without_target(pattern, "product", sorted(set(names)))
 
 
 def _vagueness(pattern: str) -> tuple[bool, int]:
     """Least for a plain name, then for the pattern that spells out most characters."""
     spelled_out = _WILDCARD.sub("", pattern)
-    return (False, 0) if spelled_out == pattern else (True, -len(spelled_out))
+    return spelled_out != pattern, -len(spelled_out)
 
 
 NO_PINS = TilingPins({})
@@ -116,8 +121,7 @@ class ExplainedTiling:
 
     bucket: str
     block: str
-    module: str
-    """Inside the block, as pins name it."""
+    product: ProductName
     tiling: MatmulTiling
     runner_up: MatmulTiling | None
     """The best other tiling; for a pinned product what the search would have taken."""
@@ -140,7 +144,8 @@ class ExplainedTiling:
         return {
             "bucket": self.bucket,
             "block": self.block,
-            "module": self.module,
+            "module": self.product.place,
+            "tokens": self.product.tokens,
             "tiling": _fields(self.tiling),
             "runner_up": None if self.runner_up is None else _fields(self.runner_up),
             "distance": self.distance,
@@ -154,43 +159,57 @@ def _fields(tiling: MatmulTiling) -> dict[str, Any]:
 def explain(module: ModuleOp, bucket: Bucket) -> Iterator[ExplainedTiling]:
     """The products of a bucket's module after `tile`, in its order."""
     from ..backend_rngd.rngd import BlockOp, TilingOp
-    from ..ir import provenance
 
     for block in module.ops:
         if not isinstance(block, BlockOp):
             continue
         for op in block.walk():
             if isinstance(op, TilingOp):
-                found = provenance.read(op.location)
                 runner_up = op.runner_up.data if op.runner_up is not None else None
                 yield ExplainedTiling(
                     bucket=bucket.name,
                     block=block.sym_name.data,
-                    module=found.module if found else "",
+                    product=ProductName.parse(op.product.data),
                     tiling=parse_tiling(op.record.data, "rngd.tiling"),
                     runner_up=None if runner_up is None else parse_tiling(runner_up, "rngd.tiling"),
                 )
 
 
 def to_pin_file(explained: Iterable[ExplainedTiling]) -> str:
-    """Text that `read_pins` reads; comments say what was predicted, and what came next.
-
-    A module whose parts of a prompt are cut in different ways has its first one as the pin.
-    """
+    """Text that `read_pins` reads; comments say what was predicted, and what came next."""
     lines: list[str] = []
-    bucket = None
-    seen: dict[str, MatmulTiling] = {}
-    for one in explained:
-        if one.bucket != bucket:
-            bucket, seen = one.bucket, {}
-            lines.append(f'"{bucket}":')
-        if seen.get(one.module) == one.tiling:
-            continue
-        lines.append(f"  # {one.block}: {_prediction(one)}")
-        record = f"{one.module}: {_pin_text(one.tiling)}"
-        lines.append(f"  # {record}" if one.module in seen else f"  {record}")
-        seen.setdefault(one.module, one.tiling)
+    for bucket, own in itertools.groupby(explained, lambda one: one.bucket):
+        lines.append(f'"{bucket}":')
+        for name, one in _by_pin(Bucket.parse(bucket), list(own)).items():
+            lines.append(f"  # {one.block}: {_prediction(one)}")
+            lines.append(f"  {name}: {_pin_text(one.tiling)}")
     return "\n".join(lines)
+
+
+def _by_pin(bucket: Bucket, explained: Sequence[ExplainedTiling]) -> dict[str, ExplainedTiling]:
+    """Each product below the shortest pattern that is for it and for no other one cut otherwise.
+
+    A part of a prompt always has its tokens: while the compiler tries how many tokens fit in
+    data memory, the pin must not apply to other parts.
+    """
+    whole = bucket.batch_size * bucket.input_ids_size
+    tilings: dict[str, set[MatmulTiling]] = {}
+    for one in explained:
+        tilings.setdefault(_place(one, whole), set()).add(one.tiling)
+    found: dict[str, ExplainedTiling] = {}
+    for one in explained:
+        name = _place(one, whole)
+        if len(tilings[name]) > 1:
+            name = f"{one.product.function}/{name}"
+        known = found.setdefault(name, one)
+        assert known.tiling == one.tiling, f"{name} is two products"
+    return found
+
+
+def _place(one: ExplainedTiling, whole: int) -> str:
+    """Module and part, and the tokens if they are not all."""
+    place, tokens = one.product.place, one.product.tokens
+    return place if tokens == whole else f"{place}@{tokens}"
 
 
 def _prediction(one: ExplainedTiling) -> str:

@@ -47,7 +47,7 @@ from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
-from .tiling import MatmulTiling, Pins, Role, pinned
+from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
 from .tiling_search import ProductKey, predict, runner_up, search
 from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
 
@@ -208,6 +208,22 @@ def _is_read_by_heads(value: SSAValue) -> bool:
     return True
 
 
+def _module(op: Operation) -> str:
+    found = provenance.read(op.location)
+    return found.module if found else ""
+
+
+def _parts(body: Block) -> dict[Operation, int]:
+    """Numbers of the products whose module has several, in the order of the function."""
+    products = [op for op in body.ops if isinstance(op, nn.LinearOp)]
+    modules = [_module(op) for op in products]
+    return {
+        op: modules[: i + 1].count(module)
+        for i, (op, module) in enumerate(zip(products, modules, strict=True))
+        if modules.count(module) > 1
+    }
+
+
 # --- the block ---
 
 
@@ -250,6 +266,7 @@ class BlockLowering:
         self.emit = Emitter(self.block)
         self.orders = feature_orders(self.body)
         self.wide = _wide_values(self.body, self.logits)
+        self.parts = _parts(self.body)
 
     def run(self) -> LoweredBlock:
         """Emit the block."""
@@ -478,7 +495,8 @@ class BlockLowering:
         self.emit.location = op.location
         tiling = self._tiling(op, key)
         other = runner_up(key, tiling, load_machine()) if self.compare else None
-        self.emit.append(TilingOp(tiling.to_text(), other.to_text() if other else None))
+        name, next_best = str(self._product_name(op, key)), other.to_text() if other else None
+        self.emit.append(TilingOp(name, tiling.to_text(), next_best))
         x = self._of(op.x)
         layout = RowsLayout(
             out=y.order,
@@ -496,14 +514,17 @@ class BlockLowering:
 
     def _tiling(self, op: Operation, key: ProductKey) -> MatmulTiling:
         """The product's pin if there is one, else what the search finds. Raises: BCK006."""
-        found = provenance.read(op.location)
-        module = found.module if found else ""
-        machine = load_machine()
-        tiling = pinned(self.pins, module)
+        machine, product = load_machine(), self._product_name(op, key)
+        tiling = pinned(self.pins, product)
         if tiling is None:
             return search(key, machine)
-        check_tiling(key.shape, tiling, module)
+        check_tiling(key.shape, tiling, product.module)
         return replace(tiling, predicted=predict(key, tiling, machine))
+
+    def _product_name(self, op: Operation, key: ProductKey) -> ProductName:
+        return ProductName(
+            self.function.sym_name.data, _module(op), self.parts.get(op, 0), key.tokens
+        )
 
     def _rms_norm(self, op: nn.RmsNormOp) -> Activation:
         x = self._of(op.x)

@@ -368,12 +368,14 @@ class TilingOp(IRDLOperation):
 
     name = "rngd.tiling"
 
+    product = prop_def(StringAttr)
+    """What pins call it: function, module and tokens."""
     record = prop_def(StringAttr)
     runner_up = opt_prop_def(StringAttr)
     """The record of the best other tiling, if there is one."""
 
-    def __init__(self, record: str, runner_up: str | None = None) -> None:
-        texts = {"record": record, "runner_up": runner_up}
+    def __init__(self, product: str, record: str, runner_up: str | None = None) -> None:
+        texts = {"product": product, "record": record, "runner_up": runner_up}
         super().__init__(
             properties={name: StringAttr(t) for name, t in texts.items() if t is not None}
         )

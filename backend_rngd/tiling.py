@@ -114,8 +114,54 @@ def parse_tiling(text: str, where: str) -> MatmulTiling:
     )
 
 
+@dataclass(frozen=True)
+class ProductName:
+    """What names a product of a bucket, as text `FUNCTION/MODULE#PART@TOKENS`."""
+
+    function: str
+    module: str
+    """Inside the function."""
+    part: int
+    """From 1 on where a module's weight is the weights of several products; else 0."""
+    tokens: int
+    """A prompt may be worked on in parts, whose products have fewer tokens than the bucket."""
+
+    def __str__(self) -> str:
+        return f"{self.function}/{self.place}@{self.tokens}"
+
+    @property
+    def place(self) -> str:
+        """Module and part."""
+        return f"{self.module}#{self.part}" if self.part else self.module
+
+    @staticmethod
+    def parse(text: str) -> ProductName:
+        """The inverse of `str`."""
+        function, module, part, tokens = _split(text)
+        return ProductName(function, module, int(part or 0), int(tokens))
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a pin's pattern, `[FUNCTION/]MODULE[#PART][@TOKENS]`, is for this product.
+
+        `*` and `?` match as in file names; what is left out matches all.
+        """
+        own = (self.function, self.module, str(self.part), str(self.tokens))
+        return all(
+            fnmatchcase(name, wanted or "*")
+            for name, wanted in zip(own, _split(pattern), strict=True)
+        )
+
+
+def _split(text: str) -> tuple[str, str, str, str]:
+    """Function, module, part and tokens; empty where they are not given."""
+    function, _, rest = text.rpartition("/")
+    rest, _, tokens = rest.partition("@")
+    module, _, part = rest.partition("#")
+    return function, module, part, tokens
+
+
 Pins = Mapping[str, MatmulTiling]
-"""Tilings by a pattern of module paths (`*` and `?` match as in file names)."""
+"""Tilings by a pattern of products."""
 
 
 def parse_pins(lines: Iterable[str], where: str) -> dict[str, MatmulTiling]:
@@ -131,11 +177,11 @@ def parse_pins(lines: Iterable[str], where: str) -> dict[str, MatmulTiling]:
         pattern, colon, text = line.partition(":")
         at = f"{where}:{number}"
         if not colon:
-            raise errors.invalid_tiling(at, "a pin is a pattern of module paths, ':' and a tiling")
+            raise errors.invalid_tiling(at, "a pin is a pattern of products, ':' and a tiling")
         pins.setdefault(pattern.strip(), parse_tiling(text, at))
     return pins
 
 
-def pinned(pins: Pins, module: str) -> MatmulTiling | None:
-    """The first pin whose pattern matches the module path."""
-    return next((t for pattern, t in pins.items() if fnmatchcase(module, pattern)), None)
+def pinned(pins: Pins, product: ProductName) -> MatmulTiling | None:
+    """The first pin whose pattern matches the product."""
+    return next((tiling for pattern, tiling in pins.items() if product.matches(pattern)), None)

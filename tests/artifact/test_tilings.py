@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from model_zoo import make_config
 
 from furiosa_llm.artifact.tilings import ExplainedTiling, TilingPins, read_pins, to_pin_file
-from furiosa_llm.backend_rngd.tiling import Cycles, MatmulTiling, Role
+from furiosa_llm.backend_rngd.tiling import Cycles, MatmulTiling, ProductName, Role
 from furiosa_llm.cli.main import main
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.models.config_types import Bucket
@@ -103,18 +103,29 @@ def test_distance_is_of_what_the_search_ranks_by() -> None:
     assert one.distance == pytest.approx(-0.05)
 
 
-def explained(module: str, rows: int = 4, runner_up: MatmulTiling | None = None) -> ExplainedTiling:
-    return ExplainedTiling("decode:2,32", "block_0", module, tiling(rows, 1000), runner_up)
+def explained(
+    module: str, rows: int = 4, runner_up: MatmulTiling | None = None, function: str = "block_0"
+) -> ExplainedTiling:
+    module, _, tokens = module.partition("@")
+    product = ProductName(function, module, 0, int(tokens or 2))
+    return ExplainedTiling("decode:2,32", "block_0", product, tiling(rows, 1000), runner_up)
 
 
 def test_an_explanation_is_a_file_of_pins(tmp_path: Path) -> None:
-    text = to_pin_file(
-        [explained("mlp.up"), explained("mlp.up"), explained("mlp.up", 8), explained("lm_head")]
-    )
-    found = pins(tmp_path, text)
-    assert found.lines(DECODE) == (f"mlp.up: {WHOLE}", f"lm_head: {WHOLE}")
+    products = [explained("mlp.up"), explained("mlp.up"), explained("lm_head")]
+    products.append(explained("mlp.up@1", 8))
+    found = pins(tmp_path, to_pin_file(products))
+    eight = WHOLE.replace("rows=4", "rows=8", 1)
+    lines = (f"mlp.up@1: {eight}", f"lm_head: {WHOLE}", f"mlp.up: {WHOLE}")
+    assert found.lines(DECODE) == lines
     assert found.lines(PREFILL) == ()
-    assert f"  # mlp.up: {WHOLE.replace('rows=4', 'rows=8', 1)}" in text.splitlines()
+
+
+def test_functions_are_named_where_they_cut_a_product_in_different_ways(tmp_path: Path) -> None:
+    other = explained("mlp.up", 8, function="block_1")
+    found = pins(tmp_path, to_pin_file([explained("mlp.up"), other, explained("lm_head")]))
+    names = [line.partition(":")[0] for line in found.lines(DECODE)]
+    assert sorted(names) == ["block_0/mlp.up", "block_1/mlp.up", "lm_head"]
 
 
 def test_an_explanation_says_what_came_next() -> None:
@@ -137,6 +148,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def fused_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its module qkv_proj is three products of different sizes."""
+    directory = tmp_path_factory.mktemp("fused")
+    sizes = {"hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 1}
+    make_config("phi3", **sizes).save_pretrained(directory)
+    return directory
+
+
 def build(model: Path, output: Path, *options: str) -> tuple[int, str, str]:
     buckets = () if "-pb" in options else ("-db", "2,32")
     arguments = ["build", str(model), str(output), *buckets, "--weights", "skip", *options]
@@ -147,21 +167,33 @@ def build(model: Path, output: Path, *options: str) -> tuple[int, str, str]:
 BUCKETS = ("-pb", "1,128", "-db", "2,32", "-db", "16,32")
 
 
-def test_what_is_printed_gives_the_same_binaries(model: Path, tmp_path: Path) -> None:
-    """Prefill and decode: with fused residuals and gates, and without."""
-    code, printed, _ = build(model, tmp_path / "a", *BUCKETS, "--explain-tiling")
+def check_round_trip(model: Path, tmp_path: Path, *buckets: str) -> str:
+    """What a build prints gives the same binaries as pins, and is printed again."""
+    code, printed, _ = build(model, tmp_path / "a", *buckets, "--explain-tiling")
     assert code == 0
-    comments = [line for line in printed.splitlines() if line.startswith("  # ")]
-    assert all(" cycles (" in line for line in comments), "a product has a second record"
     (tmp_path / "pins").write_text(printed)
     pinned = ("--pin-tiling", str(tmp_path / "pins"))
-    code, again, stderr = build(model, tmp_path / "b", *BUCKETS, *pinned, "--explain-tiling")
+    code, again, stderr = build(model, tmp_path / "b", *buckets, *pinned, "--explain-tiling")
     assert code == 0, stderr
     assert again == printed
     binaries = {file.name: file.read_bytes() for file in (tmp_path / "a").glob("*.vedf")}
-    assert len(binaries) == 3
+    assert len(binaries) == len(buckets) // 2
     for name, data in binaries.items():
         assert (tmp_path / "b" / name).read_bytes() == data, name
+    return printed
+
+
+def test_what_is_printed_gives_the_same_binaries(model: Path, tmp_path: Path) -> None:
+    """Prefill and decode: with fused residuals and gates, and without."""
+    check_round_trip(model, tmp_path, *BUCKETS)
+
+
+def test_parts_of_different_lengths_and_of_a_module_have_pins_of_their_own(
+    fused_model: Path, tmp_path: Path
+) -> None:
+    printed = check_round_trip(fused_model, tmp_path, "-pb", "1,300", "-db", "300,32")
+    for name in ("self_attn.qkv_proj#1@256", "self_attn.qkv_proj#3@44", "self_attn.o_proj@48"):
+        assert f"  {name}: " in printed
 
 
 def test_what_is_printed_can_be_changed_and_pinned(model: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.backend_rngd.tiling import (
     Cycles,
     MatmulTiling,
+    ProductName,
     Role,
     parse_pins,
     parse_tiling,
@@ -76,13 +77,30 @@ def test_a_record_that_cannot_be_read_is_refused(text: str, said: str) -> None:
     assert "--explain-tiling" in caught.value.next_step
 
 
+def product(module: str) -> ProductName:
+    return ProductName("block_0", module, 2, 48)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["up", "*/up", "b*/u?#2@48", "up@4*", "up#2", "block_0/up", "@48"]
+)
+def test_a_pattern_leaves_out_what_does_not_matter(pattern: str) -> None:
+    assert product("up").matches(pattern)
+    assert ProductName.parse(str(product("up"))) == product("up")
+
+
+@pytest.mark.parametrize("pattern", ["u", "up@47", "up#1", "block_1/up", "p*"])
+def test_a_pattern_of_another_product(pattern: str) -> None:
+    assert not product("up").matches(pattern)
+
+
 def test_the_first_pin_that_matches_counts() -> None:
     pins = parse_pins(["# decode", "", f"*.q_proj: {LINE}", f"*: {LINE} k_split=2"], "file")
-    assert pinned(pins, "attn.q_proj") == parse_tiling(LINE, "")
-    assert pinned(pins, "mlp.up") == parse_tiling(LINE + " k_split=2", "")
-    assert pinned({}, "mlp.up") is None
+    assert pinned(pins, product("attn.q_proj")) == parse_tiling(LINE, "")
+    assert pinned(pins, product("mlp.up")) == parse_tiling(LINE + " k_split=2", "")
+    assert pinned({}, product("mlp.up")) is None
     twice = parse_pins([f"up: {LINE}", f"up: {LINE} k_split=2"], "file")
-    assert pinned(twice, "up") == parse_tiling(LINE, "")
+    assert pinned(twice, product("up")) == parse_tiling(LINE, "")
     with pytest.raises(CompileError) as caught:
         parse_pins(["weights-stream"], "file")
     assert (caught.value.code, caught.value.at) == ("BCK006", "file:1")
