@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sequences import PADDING_ID, sequence_inputs
 from small_decoder import Decoder
 
 from furiosa_llm.backend_rngd.isa.container import Program
@@ -25,8 +26,6 @@ from furiosa_llm.runtime_sim.device import Device
 Array = np.ndarray[Any, Any]
 BOUND = 0.02
 SLOTS = 400
-PADDING_ID = 0
-"""A token that stands only where there is padding; its row of the tied embedding is garbage."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +37,11 @@ class Case:
     seed: int = 0
 
     def inputs(self) -> dict[str, Array]:
-        bucket = self.decoder.bucket
-        batch, new, width = bucket.batch_size, bucket.input_ids_size, bucket.attention_size
         rng = np.random.default_rng(self.seed)
-        slots = 1 + rng.permutation(SLOTS - 1).astype(np.int32)
-        found = {
-            "input_ids": np.full((batch, new), PADDING_ID, np.int32),
-            "position_ids": np.ones((batch, new), np.int32),
-            "slot_mapping": np.zeros((batch, new), np.int32),
-            "block_table": np.zeros((batch, width), np.int32),
-            "lengths": np.ones(batch, np.int32),
-        }
+        found = sequence_inputs(self.decoder.bucket, self.lengths, rng, SLOTS)
         for row, length in enumerate(self.lengths):
-            count = 1 if bucket.is_decode else length
-            own, slots = slots[:length], slots[length:]
+            count = 1 if self.decoder.bucket.is_decode else length
             found["input_ids"][row, :count] = rng.integers(1, self.decoder.vocabulary, count)
-            found["position_ids"][row, :count] = np.arange(length - count, length)
-            found["slot_mapping"][row, :count] = own[length - count :]
-            found["block_table"][row, :length] = own
-            found["lengths"][row] = length
         return found
 
     def past(self) -> list[torch.Tensor]:
@@ -112,10 +97,10 @@ def simulated(case: Case, garbage: float = float("nan"), *, apart: bool = False)
     return valid(case, device.execute(program, case.inputs())["logits"])
 
 
-def fill_cache(slots: Array, past: Array) -> None:
-    """Write [slot][kv head][K | V][head_dim] as the device keeps it: keys in rotary order."""
+def fill_cache(slots: Array, past: Array, *, rotary: bool = True) -> None:
+    """Write [slot][kv head][K | V][head_dim] as the device keeps it; rotated keys in that order."""
     kv_heads, head_dim = past.shape[1], past.shape[3]
-    order = heads(1, head_dim, rotary=True)
+    order = heads(1, head_dim, rotary=rotary)
     stored = slots.view(np.int16).reshape(len(past), kv_heads, 2, order.padded)
     feature = order.feature_at()
     stored[:, :, 0, feature >= 0] = past[:, :, 0, feature[feature >= 0]]
