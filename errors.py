@@ -1658,6 +1658,17 @@ def no_logits(bucket: str) -> FuriosaLLMError:
     )
 
 
+def stages_cannot_run(stages: int) -> FuriosaLLMError:
+    """RUN015: this version cannot run pipeline stages."""
+    return FuriosaLLMError(
+        "RUN015",
+        f"cannot run {stages} pipeline stages",
+        at=f"pipeline_parallel_size {stages}",
+        cause="the simulated device of this version runs a binary as one stage",
+        next_step="load the artifact with pipeline_parallel_size=1, or `run -pp 1`",
+    )
+
+
 # --- devices, ranks, stages, replicas ---
 
 

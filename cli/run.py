@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import errors
+from .parallel import devices_option, pipeline_options
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -51,6 +52,15 @@ def _token_list(value: str) -> list[int]:
     metavar="DIR",
     help="Take the weights from this checkpoint, for an artifact without weights.",
 )
+@pipeline_options("Pipeline stages; by default those of the build.")
+@click.option(
+    "-dp",
+    "--data-parallel-size",
+    type=int,
+    metavar="N",
+    help="Copies of the model, which divide the prompts; by default as many as --devices holds.",
+)
+@devices_option("By default those of the build.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artifact: Path,
@@ -58,11 +68,16 @@ def command(
     prompt_token_ids: list[list[int]],
     max_tokens: int,
     weights_from: Path | None,
+    pipeline_parallel_size: int | None,
+    num_blocks_per_pp_stage: tuple[int, ...] | None,
+    data_parallel_size: int | None,
+    devices: str | None,
     as_json: bool,
 ) -> None:
     """Generate text from ARTIFACT on the simulated device, always with the likeliest token.
 
-    The times printed are the device's, as simulated. All prompts run as one batch.
+    The times printed are the device's, as simulated. All prompts of a replica run as one batch.
+    Stages, replicas and devices may differ from the build's; nothing is compiled again.
     """
     if bool(prompts) == bool(prompt_token_ids):
         raise errors.bad_prompts("run takes either --prompt or --prompt-token-ids")
@@ -73,6 +88,10 @@ def command(
 
         llm = LLM.load_artifact(
             artifact,
+            devices=devices,
+            data_parallel_size=data_parallel_size,
+            pipeline_parallel_size=pipeline_parallel_size,
+            num_blocks_per_pp_stage=num_blocks_per_pp_stage,
             weights_from=weights_from,
             on_step=lambda step: report(f"ran {step.bucket.name}: {step.cycles} cycles"),
         )
@@ -103,7 +122,7 @@ def _to_json(outputs: list[RequestOutput], metrics: Metrics) -> dict[str, Any]:
         ],
         "metrics": {
             **asdict(metrics),
-            "steps": [{"bucket": s.bucket.name, "cycles": s.cycles} for s in metrics.steps],
+            "steps": [{**asdict(s), "bucket": s.bucket.name} for s in metrics.steps],
         },
     }
 
@@ -120,6 +139,8 @@ def _print(outputs: list[RequestOutput], metrics: Metrics) -> None:
     rows = [
         ("time to first token (TTFT)", f"{metrics.ttft_us:.1f} us"),
         ("time per output token (TPOT)", _us(metrics.tpot_us)),
+        ("throughput", f"{metrics.tokens_per_s:,.1f} tokens/s"),
+        ("with every stage busy", f"{metrics.full_pipeline_tokens_per_s:,.1f} tokens/s"),
         ("device cycles", f"{metrics.cycles:,}"),
         ("device steps", f"{len(metrics.steps):,}"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..models.config_types import Bucket
 from ..runtime_sim.device import Device
 from ..runtime_sim.hbm import TensorSource
 from ..runtime_sim.timing import ProgramTiming
+from .placement import Stage, place
 from .step_inputs import Inputs
 
 LOGITS = "logits"
@@ -24,9 +26,21 @@ class SimulatedDevice:
     """Runs an artifact's binaries. Each is read, bound and timed when its bucket is first used."""
 
     def __init__(
-        self, artifact: Artifact, source: TensorSource, slots: int, machine: str | Path | None
+        self,
+        artifact: Artifact,
+        source: TensorSource,
+        slots: int,
+        machine: str | Path | None,
+        stages: Sequence[Stage] | None = None,
     ) -> None:
-        """`machine` is the machine description that times are taken from; None: the default."""
+        """`machine` is the machine description that times are taken from; None: the default.
+
+        `stages` are those of the build unless they are given. Raises: RUN015.
+        """
+        stages = place(artifact).replica(0) if stages is None else stages
+        if len(stages) > 1:
+            raise errors.stages_cannot_run(len(stages))
+        self._sharers = stages[0].sharers
         self._artifact = artifact
         self._source = source
         self._slots = slots
@@ -57,6 +71,10 @@ class SimulatedDevice:
         """Raises: ART007, VEDxxx, SIMxxx."""
         return self._timing(bucket).cycles
 
+    def interval_cycles(self, bucket: Bucket) -> int:
+        """Raises: ART007, VEDxxx, SIMxxx."""
+        return self._timing(bucket).cycles
+
     def microseconds(self, cycles: float) -> float:
         return cycles * self._us_per_cycle
 
@@ -68,5 +86,5 @@ class SimulatedDevice:
     def _timing(self, bucket: Bucket) -> ProgramTiming:
         if bucket not in self._timings:
             machine = () if self._machine is None else (self._machine,)
-            self._timings[bucket] = self._artifact.timing(bucket, *machine)
+            self._timings[bucket] = self._artifact.timing(bucket, *machine, sharers=self._sharers)
         return self._timings[bucket]

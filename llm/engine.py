@@ -31,6 +31,10 @@ class Device(Protocol):
         """Simulated cycles of one run."""
         ...
 
+    def interval_cycles(self, bucket: Bucket) -> int:
+        """Cycles after which another run could follow: those of the slowest pipeline stage."""
+        ...
+
     def microseconds(self, cycles: float) -> float:
         """Cycles as time."""
         ...
@@ -42,6 +46,7 @@ def run_to_end(
     device: Device,
     padding: Padding,
     on_step: Callable[[Step], None],
+    replica: int = 0,
 ) -> list[Step]:
     """Finish all sequences; returns the steps in the order in which they ran."""
     for sequence in sequences:
@@ -49,9 +54,10 @@ def run_to_end(
     steps: list[Step] = []
     now_cycles = 0
     while (batch := scheduler.next_batch()) is not None:
-        step = Step(batch.bucket, device.cycles(batch.bucket))
+        bucket = batch.bucket
+        step = Step(bucket, device.cycles(bucket), device.interval_cycles(bucket), replica)
         inputs = step_inputs(batch, padding)
-        logits = device.run(batch.bucket, inputs)
+        logits = device.run(bucket, inputs)
         now_cycles += step.cycles
         for row, sequence in enumerate(batch.sequences):
             last = sequence.length - sequence.cached - 1 if logits.shape[1] > 1 else 0

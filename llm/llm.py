@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import cached_property
@@ -18,6 +19,7 @@ from ..artifact.reader import Artifact, read_artifact
 from .engine import Device, run_to_end
 from .kv_blocks import KvBlocks
 from .outputs import CompletionOutput, Metrics, RequestOutput, Step
+from .placement import place
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -35,18 +37,18 @@ class LLM:
     def __init__(
         self,
         artifact: Artifact,
-        device: Device,
+        replicas: Seq[Device],
         *,
         seed: int = 0,
         on_step: OnStep = lambda _: None,
     ) -> None:
-        """Raises: RUN008 if no bucket takes prompts."""
+        """`replicas` are equal devices, over which prompts are divided. Raises: RUN008."""
         if not any(bucket.is_prefill for bucket in artifact.buckets):
             raise errors.no_bucket_of_kind("prefill", str(artifact.path))
         self.artifact = artifact
         self.metrics: Metrics | None = None
         """Simulated times of the last call to `generate`."""
-        self._device = device
+        self._replicas = replicas
         self._seed = seed
         self._on_step = on_step
 
@@ -55,6 +57,10 @@ class LLM:
         cls,
         path: str | Path,
         *,
+        devices: str | None = None,
+        data_parallel_size: int | None = None,
+        pipeline_parallel_size: int | None = None,
+        num_blocks_per_pp_stage: Seq[int] | None = None,
         weights_from: str | Path | None = None,
         machine: str | Path | None = None,
         kv_cache_slots: int | None = None,
@@ -64,21 +70,39 @@ class LLM:
         """Open an artifact for generation; binaries and weights are read when first needed.
 
         `weights_from` is a checkpoint directory, needed after `--weights skip`. `machine` is a
-        machine description. `kv_cache_slots` is the number of tokens that the KV cache holds, one
-        of them for padding; by default the largest decode bucket fits. `seed` is for sampling
-        without a seed of its own. `on_step` is told of every run of a binary.
+        machine description. `kv_cache_slots` is the number of tokens that each replica's KV cache
+        holds, one of them for padding; by default the largest decode bucket fits. `seed` is for
+        sampling without a seed of its own. `on_step` is told of every run of a binary.
 
-        Raises: ART001, ART005, ART006, RUN006, RUN008, CKPxxx.
+        `devices`, replicas and pipeline stages are those of the build unless they are given;
+        nothing is compiled again. The tensor-parallel size is the artifact's.
+
+        Raises: ART001, ART005, ART006, RUN006, RUN008, CKPxxx, PAR001 to PAR006, PAR009 to PAR012,
+        PAR014 to PAR016.
         """
         from .device import SimulatedDevice
 
         artifact = read_artifact(Path(path))
+        placement = place(
+            artifact,
+            devices=devices,
+            dp=data_parallel_size,
+            pp=pipeline_parallel_size,
+            sizes=num_blocks_per_pp_stage,
+        )
         source = artifact.parameters(None if weights_from is None else Path(weights_from))
         slots = kv_cache_slots or 1 + max(b.batch_size * b.attention_size for b in artifact.buckets)
-        device = SimulatedDevice(
-            artifact, source, slots, None if machine is None else Path(machine)
-        )
-        return cls(artifact, device, seed=seed, on_step=on_step)
+        replicas = [
+            SimulatedDevice(
+                artifact,
+                source,
+                slots,
+                None if machine is None else Path(machine),
+                placement.replica(number),
+            )
+            for number in range(placement.mesh.dp)
+        ]
+        return cls(artifact, replicas, seed=seed, on_step=on_step)
 
     def generate(
         self,
@@ -129,9 +153,12 @@ class LLM:
         sequences = [self._sequence(i, prompt, params) for i, prompt in enumerate(ids)]
         generator = self.artifact.description.generator_config
         block = generator.paged_attention_config.padding_block_idx
-        scheduler = Scheduler(self.artifact.buckets, KvBlocks(self._device.slots, block))
         padding = Padding(position_id=generator.position_id_pad, block=block)
-        steps = run_to_end(sequences, scheduler, self._device, padding, self._on_step)
+        steps = []
+        for number, device in enumerate(self._replicas):
+            scheduler = Scheduler(self.artifact.buckets, KvBlocks(device.slots, block))
+            own = sequences[number :: len(self._replicas)]
+            steps += run_to_end(own, scheduler, device, padding, self._on_step, number)
         self.metrics = self._measure(sequences, steps)
         return [self._output(text, s) for text, s in zip(texts, sequences, strict=True)]
 
@@ -148,8 +175,9 @@ class LLM:
         seed = (self._seed, index) if params.seed is None else params.seed
         random = np.random.default_rng(seed)
         sequence = Sequence(index, list(prompt), params, max_tokens, frozenset(stop_ids), random)
-        if sequence.blocks_needed >= self._device.slots:
-            raise errors.kv_cache_too_small(index, sequence.blocks_needed, self._device.slots - 1)
+        slots = self._replicas[0].slots
+        if sequence.blocks_needed >= slots:
+            raise errors.kv_cache_too_small(index, sequence.blocks_needed, slots - 1)
         return sequence
 
     def _check_lengths(self, index: int, tokens: int, max_tokens: int | None) -> int:
@@ -200,11 +228,19 @@ class LLM:
             for cycles in (sequence.token_cycles for sequence in sequences)
             if len(cycles) > 1
         ]
-        to_us = self._device.microseconds
+        to_us = self._replicas[0].microseconds
+        busy, filled = Counter[int](), Counter[int]()
+        for step in steps:
+            busy[step.replica] += step.cycles
+            filled[step.replica] += step.interval_cycles
+        cycles = max(busy.values())
+        tokens = sum(len(sequence.answer) for sequence in sequences)
         return Metrics(
             ttft_us=to_us(fmean(sequence.token_cycles[0] for sequence in sequences)),
             tpot_us=to_us(fmean(gaps)) if gaps else None,
-            cycles=sum(step.cycles for step in steps),
+            cycles=cycles,
+            tokens_per_s=tokens / to_us(cycles) * 1e6,
+            full_pipeline_tokens_per_s=tokens / to_us(max(filled.values())) * 1e6,
             steps=steps,
         )
 

@@ -37,6 +37,10 @@ class Step:
 
     bucket: Bucket
     cycles: int
+    """From its inputs to its logits: all pipeline stages, and what they send."""
+    interval_cycles: int
+    """What its slowest stage takes: so many cycles later the stages could take another step."""
+    replica: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,4 +52,10 @@ class Metrics:
     tpot_us: float | None
     """Time per token after the first, mean over requests; None if no request had a second."""
     cycles: int
+    """From the call to the last token. Every replica has a clock of its own."""
+    tokens_per_s: float
+    """All answers' tokens by that time."""
+    full_pipeline_tokens_per_s: float
+    """The same if other requests kept every pipeline stage busy."""
     steps: list[Step]
+    """Replica by replica, in the order in which they ran."""

@@ -34,6 +34,10 @@ class FakeDevice:
         """More for a larger bucket, so that tests see which one ran."""
         return CYCLES * bucket.batch_size
 
+    def interval_cycles(self, bucket: Bucket) -> int:
+        """As of two stages, one of which takes three quarters of the time."""
+        return self.cycles(bucket) * 3 // 4
+
     def microseconds(self, cycles: float) -> float:
         return cycles / 1000
 

@@ -12,16 +12,34 @@ from small_artifact import tokenizer_json, write_artifact
 from furiosa_llm.artifact.reader import read_artifact
 from furiosa_llm.cli.main import main
 from furiosa_llm.llm.llm import LLM
+from furiosa_llm.llm.placement import place
 
 
 @pytest.fixture(autouse=True)
 def fake_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Binaries run on `fake_device`; weights are looked up as ever."""
 
-    def load_artifact(path: Path, *, weights_from: Path | None, on_step: Any) -> LLM:
+    def load_artifact(
+        path: Path,
+        *,
+        weights_from: Path | None,
+        on_step: Any,
+        devices: str | None,
+        data_parallel_size: int | None,
+        pipeline_parallel_size: int | None,
+        num_blocks_per_pp_stage: tuple[int, ...] | None,
+    ) -> LLM:
         artifact = read_artifact(path)
+        placement = place(
+            artifact,
+            devices=devices,
+            dp=data_parallel_size,
+            pp=pipeline_parallel_size,
+            sizes=num_blocks_per_pp_stage,
+        )
         artifact.parameters(weights_from)
-        return LLM(artifact, FakeDevice(200), on_step=on_step)
+        replicas = [FakeDevice(200) for _ in range(placement.mesh.dp)]
+        return LLM(artifact, replicas, on_step=on_step)
 
     monkeypatch.setattr(LLM, "load_artifact", load_artifact)
 
@@ -46,8 +64,20 @@ def test_json_has_outputs_and_metrics(artifact: Path) -> None:
     assert first["token_ids"] == greedy_answer([0, 1], len(first["token_ids"]))
     assert second["prompt_token_ids"] == [2]
     metrics = content["metrics"]
-    assert list(metrics) == ["ttft_us", "tpot_us", "cycles", "steps"]
-    assert metrics["steps"][0] == {"bucket": "prefill:1,16", "cycles": CYCLES}
+    assert list(metrics) == [
+        "ttft_us",
+        "tpot_us",
+        "cycles",
+        "tokens_per_s",
+        "full_pipeline_tokens_per_s",
+        "steps",
+    ]
+    assert metrics["steps"][0] == {
+        "bucket": "prefill:1,16",
+        "cycles": CYCLES,
+        "interval_cycles": CYCLES * 3 // 4,
+        "replica": 0,
+    }
     assert metrics["cycles"] == sum(step["cycles"] for step in metrics["steps"])
 
 
@@ -112,3 +142,34 @@ def test_without_weights_the_checkpoint_must_be_named(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr[:13]) == (1, "error[CKP001]")
     result = run(path, "--prompt-token-ids", "1", "--weights-from", str(tmp_path / "not-there"))
     assert (result.exit_code, result.stderr[:13]) == (2, "error[ENV004]")
+
+
+def test_replicas_divide_the_prompts(artifact: Path) -> None:
+    prompts = ["--prompt", "ab", "--prompt", "c"]
+    result = run(artifact, *prompts, "-dp", "2", "--json")
+    assert result.exit_code == 0, result.output
+    assert {step["replica"] for step in json.loads(result.stdout)["metrics"]["steps"]} == {0, 1}
+    assert "throughput" in run(artifact, *prompts, "--devices", "npu:0:0-1").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--devices", "npu:0:1-2"], "PAR002"),
+        (["--devices", "cpu"], "PAR006"),
+        (["--devices", "npu:1:0,npu:0:0", "-pp", "2"], "PAR009"),
+        (["-pp", "5"], "PAR010"),
+        (["--num-blocks-per-pp-stage", "1,1"], "PAR011"),
+        (["--num-blocks-per-pp-stage", "2,2", "-pp", "4"], "PAR012"),
+        (["--num-blocks-per-pp-stage", "x"], "PAR013"),
+        (["-dp", "0"], "PAR014"),
+        (["--devices", "npu:0:0", "-dp", "2"], "PAR015"),
+        (["--devices", "npu:0:0-1,npu:1:0", "-pp", "2"], "PAR016"),
+    ],
+)
+def test_impossible_placements_are_refused_before_weights_are_looked_for(
+    tmp_path: Path, options: list[str], code: str
+) -> None:
+    path = write_artifact(tmp_path / "a", weights="skip")
+    result = run(path, "--prompt-token-ids", "1", *options)
+    assert (result.exit_code, result.stderr[:13]) == (2, f"error[{code}]")

@@ -14,6 +14,7 @@ from furiosa_llm.artifact.reader import Artifact, read_artifact
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.llm import device as device_module
 from furiosa_llm.llm.device import SimulatedDevice
+from furiosa_llm.llm.placement import place
 
 INPUTS: Any = {"input_ids": np.zeros((1, 1), np.int32)}
 
@@ -45,8 +46,9 @@ def simulator(monkeypatch: pytest.MonkeyPatch) -> Simulator:
 
 @pytest.fixture
 def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    def timing(self: Artifact, bucket: Any, machine: str = "book") -> Any:
-        return SimpleNamespace(cycles=1000 * bucket.batch_size, time_us=0.5 * bucket.batch_size)
+    def timing(self: Artifact, bucket: Any, machine: str = "book", *, sharers: int) -> Any:
+        cycles = 1000 * bucket.batch_size * sharers
+        return SimpleNamespace(cycles=cycles, time_us=cycles / 2000)
 
     monkeypatch.setattr(Artifact, "timing", timing)
     return read_artifact(write_artifact(tmp_path / "a"))
@@ -77,3 +79,16 @@ def test_times_are_those_of_the_binaries(simulator: Simulator, artifact: Artifac
     assert [device.cycles(bucket) for bucket in BUCKETS] == [1000, 1000, 4000]
     assert device.microseconds(3000) == pytest.approx(1.5)
     assert device.slots == 10
+
+
+def test_replicas_on_one_card_share_its_memory(artifact: Artifact) -> None:
+    for devices, factor in (("npu:0:0-1", 2), ("npu:0:0,npu:1:0", 1)):
+        stages = place(artifact, devices=devices).replica(1)
+        device = SimulatedDevice(artifact, artifact.parameters(), 10, None, stages)
+        assert device.cycles(BUCKETS[0]) == factor * 1000
+        assert device.interval_cycles(BUCKETS[0]) == factor * 1000
+
+
+def test_several_stages_cannot_run(artifact: Artifact) -> None:
+    with pytest.raises(FuriosaLLMError, match="RUN015"):
+        SimulatedDevice(artifact, artifact.parameters(), 10, None, place(artifact, pp=2).replica(0))

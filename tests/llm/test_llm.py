@@ -28,6 +28,7 @@ def load(
     files: dict[str, bytes] | None = None,
     *,
     slots: int = 200,
+    dp: int = 1,
     seed: int = 0,
     on_step: Any = lambda _: None,
     **options: Any,
@@ -35,7 +36,7 @@ def load(
     """An LLM whose device computes `fake_device.expected_token`."""
     extra = {"tokenizer.json": tokenizer_json()} if files is None else files
     artifact = read_artifact(write_artifact(directory / "artifact", extra_files=extra, **options))
-    return LLM(artifact, FakeDevice(slots), seed=seed, on_step=on_step)
+    return LLM(artifact, [FakeDevice(slots) for _ in range(dp)], seed=seed, on_step=on_step)
 
 
 def answer(output: RequestOutput | list[RequestOutput]) -> list[int]:
@@ -142,6 +143,35 @@ def test_metrics_count_simulated_cycles(tmp_path: Path) -> None:
     assert metrics.ttft_us == pytest.approx(1.5 * CYCLES / 1000)
     # The first request waits for the second one's prefill, too.
     assert metrics.tpot_us == pytest.approx((13 + 12) / 2 / 3 * CYCLES / 1000)
+
+
+def test_replicas_divide_the_prompts_and_have_their_own_clocks(tmp_path: Path) -> None:
+    prompts = [[0], [1], [2, 3]]
+    alone, divided = (load(tmp_path / str(dp), dp=dp) for dp in (1, 2))
+    together = alone.generate(prompt_token_ids=prompts, sampling_params=GREEDY)
+    assert divided.generate(prompt_token_ids=prompts, sampling_params=GREEDY) == together
+    metrics = divided.metrics
+    assert metrics is not None
+    # Two prompts for the first replica, which decode together; one for the other.
+    assert [(step.replica, step.bucket.name) for step in metrics.steps] == [
+        *[(0, "prefill:1,16")] * 2,
+        *[(0, "decode:4,32")] * 3,
+        (1, "prefill:1,16"),
+        *[(1, "decode:1,32")] * 3,
+    ]
+    assert metrics.cycles == (2 + 3 * 4) * CYCLES  # both began at once; the first took longer
+    assert metrics.ttft_us == pytest.approx((1 + 2 + 1) / 3 * CYCLES / 1000)
+    assert metrics.tpot_us == pytest.approx(((13 + 12) / 3 + 3 / 3) / 3 * CYCLES / 1000)
+    assert metrics.tokens_per_s == pytest.approx(12 / (14 * CYCLES / 1000) * 1e6)
+    # A step of the next request could begin after three quarters of one.
+    assert metrics.full_pipeline_tokens_per_s == pytest.approx(metrics.tokens_per_s * 4 / 3)
+
+
+def test_a_replica_without_prompts_takes_no_time(tmp_path: Path) -> None:
+    llm = load(tmp_path, dp=3)
+    llm.generate("ab", GREEDY)
+    assert llm.metrics is not None
+    assert llm.metrics.cycles == 4 * CYCLES
 
 
 def test_a_single_token_has_no_time_per_further_token(tmp_path: Path) -> None:
