@@ -63,14 +63,20 @@ class Registers:
     """The registers of a block: one for each HBM buffer and for each way that it moves."""
 
     def __init__(self, block: BlockOp) -> None:
-        self.number: dict[Key, int] = {}
+        self.number = {key: number for number, key in enumerate(self.keys(block))}
+        assert len(self.number) <= REGISTERS, f"{len(self.number)} registers in {block.sym_name}"
+
+    @staticmethod
+    def keys(block: BlockOp) -> list[Key]:
+        """What needs a register, in the order of its first use."""
+        found: dict[Key, None] = {}
         for op in block.walk():
             if isinstance(op, ExecOp | DmaOp):
                 for name, buffer in op.ports().items():
                     key = _key(buffer, steps_of(op, name))
                     if key is not None:
-                        self.number.setdefault(key, len(self.number))
-        assert len(self.number) <= REGISTERS, f"{len(self.number)} registers in {block.sym_name}"
+                        found[key] = None
+        return list(found)
 
     def of(self, op: ExecOp | DmaOp, port: str) -> int | None:
         """The register of a port; None for a place on chip that stands still."""
@@ -180,13 +186,14 @@ class _EncodedBlock:
     name: str
     registers: Registers
     commands: list[Instruction] = field(default_factory=list)
-    modules: dict[tuple[str, str], int] = field(default_factory=dict)
+    modules: dict[tuple[str, str, bool], int] = field(default_factory=dict)
     macs: dict[int, int] = field(default_factory=dict)
 
     def provenance(self, op: ExecOp | DmaOp | WorkOp) -> int:
         """The op's entry in the block's table of modules."""
         found = locations.read(op.location)
-        key = (found.module, found.node or "") if found else ("", "")
+        successor = isinstance(op, DmaOp) and op.for_successor is not None
+        key = (found.module, found.node or "", successor) if found else ("", "", successor)
         return self.modules.setdefault(key, len(self.modules))
 
     def add(self, block: Block, depth: int) -> None:
@@ -223,8 +230,8 @@ class _EncodedBlock:
 
     def table(self) -> tuple[Provenance, ...]:
         return tuple(
-            Provenance(path=path, node=node, macs=self.macs.get(i, 0))
-            for (path, node), i in self.modules.items()
+            Provenance(path=path, node=node, macs=self.macs.get(i, 0), successor=successor)
+            for (path, node, successor), i in self.modules.items()
         )
 
 

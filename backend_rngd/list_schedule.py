@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -149,6 +150,23 @@ def path_cycles(tasks: Sequence[Task]) -> list[int]:
             if longest[i] + tasks[j].cycles > longest[j]:
                 longest[j] = longest[i] + tasks[j].cycles
     return longest
+
+
+def bytes_in_order(stretch: Stretch) -> list[int]:
+    """Of each memory, the bytes in use at most when the commands are done in program order."""
+    n = len(stretch.tasks)
+    changes = [[0] * (n + 1) for _ in stretch.capacities]
+    spans = [(0 if b.entering else n, n if b.leaving else -1) for b in stretch.buffers]
+    for i, task in enumerate(stretch.tasks):
+        for number in task.buffers:
+            first, last = spans[number]
+            spans[number] = min(first, i), max(last, i)
+    for buffer, (first, last) in zip(stretch.buffers, spans, strict=True):
+        if first <= last:
+            changes[buffer.memory][first] += buffer.size_bytes
+            if last < n:
+                changes[buffer.memory][last + 1] -= buffer.size_bytes
+    return [max(accumulate(memory)) for memory in changes]
 
 
 class _Memories:

@@ -17,9 +17,10 @@ def backend_phase(
     """Tensors of one bucket -> synchronised commands, ready to be encoded.
 
     `level` is that of `build -O`: 0 keeps the program's order, 1 overlaps commands inside each
-    kernel, 2 inside each block. `pins` are tilings that products must have, and
-    `compare` also records the next best ones, see `TilePass`.
+    kernel, 2 inside each block, and loads across calls. `pins` are tilings that products must
+    have, and `compare` also records the next best ones, see `TilePass`.
     """
+    from .chain import ChainPass
     from .place import PlacePass
     from .schedule import SchedulePass
     from .synchronise import SynchronisePass
@@ -27,6 +28,7 @@ def backend_phase(
 
     return [
         TilePass.for_bucket(bucket, pins, compare),
+        *([ChainPass()] if level == 2 else []),
         SchedulePass(level),
         PlacePass(),
         SynchronisePass(level),
@@ -37,6 +39,12 @@ def _tile() -> type[ModulePass]:
     from .tile import TilePass
 
     return TilePass
+
+
+def _chain() -> type[ModulePass]:
+    from .chain import ChainPass
+
+    return ChainPass
 
 
 def _place() -> type[ModulePass]:
@@ -64,6 +72,12 @@ def _rngd() -> Dialect:
 
 
 PASSES: Mapping[str, Callable[[], type[ModulePass]]] = MappingProxyType(
-    {"tile": _tile, "schedule": _schedule, "place": _place, "synchronise": _synchronise}
+    {
+        "tile": _tile,
+        "chain": _chain,
+        "schedule": _schedule,
+        "place": _place,
+        "synchronise": _synchronise,
+    }
 )
 DIALECTS: Mapping[str, Callable[[], Dialect]] = MappingProxyType({"rngd": _rngd})

@@ -4,7 +4,8 @@ Before: `rngd.alloc` ops without address.
 After:  each has an address at which it overlaps no buffer that is alive with it.
 Contract: bitwise; only addresses are added. Raises: BCK004 if a memory is too small.
 
-Buffers are placed one by one at the lowest address that is free during their lifetime. The order
+Resident buffers have their addresses already, and keep them for the whole block. The others are
+placed one by one at the lowest address that is free during their lifetime. The order
 matters: by their start wastes nothing when buffers die in the order in which they came, by their
 size leaves small gaps to small buffers. The first order in which all fit is taken.
 """
@@ -24,6 +25,8 @@ from .. import errors
 from .rngd import ON_CHIP_BYTES, AllocOp, BlockOp, RepeatOp
 
 ALIGNMENT_BYTES = 32
+FOR_EVER = 1 << 62
+"""Later than every cycle."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,13 @@ class Lifetime:
 def lifetimes(block: Block) -> list[Lifetime]:
     """Lifetimes of all buffers of a block: as planned, or from the order of the code.
 
-    A buffer that a repeat uses from outside lives as long as the repeat does.
+    A buffer that a repeat uses from outside lives as long as the repeat does, a resident one for
+    ever.
     """
     position: dict[Operation, int] = {}
     end_of: dict[RepeatOp, int] = {}
     allocs = _number(block, position, end_of)
-    return [_planned(a) or _in_code(a, position, end_of) for a in allocs]
+    return [_resident(a) or _planned(a) or _in_code(a, position, end_of) for a in allocs]
 
 
 def _number(
@@ -58,6 +62,10 @@ def _number(
             allocs += _number(op.body.block, position, end_of)
             end_of[op] = len(position)
     return allocs
+
+
+def _resident(alloc: AllocOp) -> Lifetime | None:
+    return None if alloc.resident is None else Lifetime(alloc, -1, FOR_EVER)
 
 
 def _planned(alloc: AllocOp) -> Lifetime | None:
@@ -87,6 +95,13 @@ def _in_code(
 def set_lifetime(alloc: AllocOp, first: int, end: int) -> None:
     """Write down that the buffer holds something in the cycles [first, end)."""
     alloc.lifetime = DenseArrayBase.from_list(i64, (first, end))
+
+
+def forget_lifetimes(block: Block) -> None:
+    """Undo `set_lifetime` for a plan that is not followed."""
+    for op in block.walk():
+        if isinstance(op, AllocOp):
+            op.lifetime = None
 
 
 def assign_addresses(block: Block) -> dict[AllocOp, int]:
@@ -126,11 +141,15 @@ def _first_fit(lives: Sequence[Lifetime], order: Sequence[int], capacity: int) -
     addresses = [0] * len(lives)
     # Of those placed so far: first, end, address, end of the address range.
     placed = np.zeros((4, len(lives)), np.int64)
-    for count, i in enumerate(order):
+    for count, i in enumerate(sorted(order, key=lambda i: lives[i].alloc.resident is None)):
         life, size = lives[i], lives[i].alloc.size_bytes
-        together = (placed[0, :count] < life.end) & (placed[1, :count] > life.first)
-        ranges = placed[2:, :count][:, together]
-        address = _lowest_gap(ranges[:, np.argsort(ranges[0], kind="stable")].T.tolist(), size)
+        if life.alloc.resident is not None:
+            assert life.alloc.address is not None, "the op's verifier checks it"
+            address = life.alloc.address.value.data
+        else:
+            together = (placed[0, :count] < life.end) & (placed[1, :count] > life.first)
+            ranges = placed[2:, :count][:, together]
+            address = _lowest_gap(ranges[:, np.argsort(ranges[0], kind="stable")].T.tolist(), size)
         if address + size > capacity:
             return None
         addresses[i] = address

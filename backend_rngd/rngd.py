@@ -23,6 +23,7 @@ from xdsl.dialects.builtin import (
     StringAttr,
     SymbolNameConstraint,
     SymbolRefAttr,
+    UnitAttr,
     i32,
     i64,
 )
@@ -146,6 +147,8 @@ class AllocOp(IRDLOperation):
     """A buffer on chip, in every slice at the same address.
 
     `schedule` sets `lifetime`, the cycles between which it holds something, `place` the address.
+    A `resident` buffer stays in place from call to call: `chain` gives it its address, and it
+    takes up room during the whole block.
     """
 
     name = "rngd.alloc"
@@ -153,6 +156,7 @@ class AllocOp(IRDLOperation):
     label = prop_def(StringAttr)
     lifetime = opt_prop_def(DenseArrayBase)
     address = opt_prop_def(IntegerAttr)
+    resident = opt_prop_def(UnitAttr)
     buffer = result_def(BufferType)
 
     def __init__(self, memory: Memory, size_bytes: int, label: str) -> None:
@@ -176,6 +180,8 @@ class AllocOp(IRDLOperation):
             raise VerifyException("HBM regions are declared, not allocated")
         if self.lifetime is not None and len(self.lifetime.get_values()) != 2:
             raise VerifyException("a lifetime is its first cycle and the one past its last")
+        if self.resident is not None and self.address is None:
+            raise VerifyException("a resident buffer has an address")
         if self.address is not None:
             end = self.address.value.data + self.size_bytes
             if self.address.value.data < 0 or end > capacity:
@@ -276,7 +282,10 @@ class ExecOp(IRDLOperation):
 
 @irdl_op_definition
 class DmaOp(IRDLOperation):
-    """A transfer between buffers; `index` is the list of an indirect side."""
+    """A transfer between buffers; `index` is the list of an indirect side.
+
+    With `for_successor` it works for the next call: its module is inside that call's prefix.
+    """
 
     name = "rngd.dma"
 
@@ -285,6 +294,7 @@ class DmaOp(IRDLOperation):
     index = opt_operand_def(BufferType)
     command = prop_def(CommandAttr)
     steps = opt_prop_def(DictionaryAttr)
+    for_successor = opt_prop_def(UnitAttr)
 
     def __init__(
         self,

@@ -169,7 +169,12 @@ class BlockProblem:
         self.stretches = [self._stretch(n, machine) for n in range(len(self._straights))]
 
     def _kept(self, alloc: AllocOp, number: int) -> tuple[int, int] | None:
-        """The straights of the repeat that uses a buffer from outside, in all its turns."""
+        """The straights of the repeat that uses a buffer from outside, in all its turns.
+
+        All straights for what stays in place from call to call.
+        """
+        if alloc.resident is not None:
+            return 0, len(self._straights) - 1
         inside = self._straights[number].inside
         owner = alloc.parent_op()
         outer = inside[inside.index(owner) + 1 :] if isinstance(owner, RepeatOp) else inside
@@ -204,13 +209,23 @@ class BlockProblem:
             leaving=kept or span.last > number,
         )
 
+    @property
+    def commands(self) -> list[list[Command]]:
+        """Those of each stretch, in program order."""
+        return [straight.commands for straight in self._straights]
+
+    @property
+    def runs(self) -> list[int]:
+        """How often each stretch is run."""
+        return [prod(r.count.value.data for r in one.inside) for one in self._straights]
+
     def search(self) -> PlanSearch:
         """For the plans of the whole block."""
         pairs = zip(self._straights, self.stretches, strict=True)
         return PlanSearch(
             self.stretches,
             [list(parts(two, list(kernels(one.commands)))) for one, two in pairs],
-            [prod(r.count.value.data for r in one.inside) for one in self._straights],
+            self.runs,
             self.can_place,
         )
 
@@ -362,7 +377,7 @@ class PlanSearch:
 
     def best(self, level: int) -> list[Plan]:
         """The shortest plans found that can be placed; program order can be, or nothing can."""
-        plans = self._of_level(level)
+        plans = self.of_level(level)
         if level == 2:
             pairs = zip(self.stretches, plans, strict=True)
             better = [improved(stretch, plan) for stretch, plan in pairs]
@@ -374,7 +389,7 @@ class PlanSearch:
         """Of the whole block, all turns of its repeats counted."""
         return sum(n * plan.makespan for n, plan in zip(self.runs, plans, strict=True))
 
-    def _of_level(self, level: int) -> list[Plan]:
+    def of_level(self, level: int) -> list[Plan]:
         """The shortest plans of a level's policies; none is longer than a lower level's."""
         serial = [serial_plan(stretch) for stretch in self.stretches]
         if level == 0:
@@ -385,7 +400,7 @@ class PlanSearch:
         whole = [[planned(one, policy) for one in self.stretches] for policy in POLICIES]
         plans = self._first_placeable([*whole, serial])
         if self.cycles(plans) > self._least_by_kernel():
-            plans = self._first_placeable([plans, self._of_level(1)])
+            plans = self._first_placeable([plans, self.of_level(1)])
         return plans
 
     def _first_placeable(self, candidates: list[list[Plan]]) -> list[Plan]:

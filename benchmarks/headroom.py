@@ -186,10 +186,11 @@ def class_rows(program: Program, machine: Machine, sharers: int) -> Mapping[str,
 
 
 def _macs(program: Program) -> Iterator[tuple[str, int]]:
+    from furiosa_llm.backend_rngd.isa.expand import entry_path
+
     for call in program.calls:
         for entry in program.blocks[call.block].provenance:
-            path = ".".join(part for part in (call.prefix, entry.path) if part)
-            yield _named(path, entry.node), entry.macs
+            yield _named(entry_path(program, call, entry), entry.node), entry.macs
 
 
 def class_of(block: Any, command: Any, module: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from .. import errors
 from ..backend_rngd.isa.container import Block, Call, Program, Provenance
 from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
-from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING
+from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING, entry_path
 from ..backend_rngd.isa.happens_before import sent_signals
 from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
@@ -19,9 +19,9 @@ UNNAMED_ROW = "<unnamed>"
 """The row of commands whose call and provenance name no module."""
 
 
-def module_path(call: Call, entry: Provenance) -> str:
-    """The module that a command of `call` belongs to."""
-    return ".".join(part for part in (call.prefix, entry.path) if part) or UNNAMED_ROW
+def row_name(program: Program, call: Call, entry: Provenance) -> str:
+    """The row of the commands of `call` that have this entry."""
+    return entry_path(program, call, entry) or UNNAMED_ROW
 
 
 class Costs:

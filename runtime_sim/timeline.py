@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..backend_rngd.isa.container import Program
 from ..backend_rngd.isa.instructions import Context, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
-from .blocks import Costs, module_path, run_clock
+from .blocks import Costs, row_name, run_clock
 from .clock import Event, Events
 
 
@@ -41,7 +41,7 @@ def timeline(program: Program, machine: Machine, *, sharers: int = 1) -> Iterato
     for number, call in enumerate(program.calls):
         block = program.blocks[call.block]
         commands = program.block_commands(block)
-        paths = [module_path(call, entry) for entry in block.provenance]
+        paths = [row_name(program, call, entry) for entry in block.provenance]
         for event, shift in _unrolled(clocks[call.block].events, time):
             command = event.command
             yield TimedCommand(

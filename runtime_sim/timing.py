@@ -20,7 +20,7 @@ from ..backend_rngd.isa.container import Block, Program
 from ..backend_rngd.isa.cost import DmaCost, multiplied_kind
 from ..backend_rngd.isa.instructions import Control, Exec
 from ..backend_rngd.isa.machine import Machine
-from .blocks import Costs, issues, module_path, run_clock
+from .blocks import Costs, issues, row_name, run_clock
 from .clock import Link
 from .spread import Spread, number_spread
 
@@ -123,7 +123,7 @@ def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> Pro
         contexts.update(timing.contexts)
         entries = program.blocks[call.block].provenance
         for entry, row in zip(entries, timing.rows, strict=True):
-            rows.setdefault(module_path(call, entry), _Row()).add(row, entry.macs)
+            rows.setdefault(row_name(program, call, entry), _Row()).add(row, entry.macs)
     finish = number_spread(machine, "control.finish_cycles")
     rows[FINISH_ROW] = _Row(control.finish_cycles, spread=finish)
     total = _Row()

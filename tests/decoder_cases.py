@@ -85,7 +85,11 @@ def ordered_program(decoder: Decoder, apart: bool) -> Program:
 @functools.lru_cache(maxsize=64)
 def simulated(case: Case, garbage: float = float("nan"), *, apart: bool = False) -> Array:
     """Logits of the valid rows; padding tokens and unused slots hold `garbage`."""
-    program = ordered_program(case.decoder, apart)
+    return executed(ordered_program(case.decoder, apart), case, garbage)
+
+
+def executed(program: Program, case: Case, garbage: float) -> Array:
+    """As `simulated`, by any program of the case's decoder."""
     device = Device()
     weights = case.decoder.weights()
     weights["embed"][PADDING_ID] = garbage

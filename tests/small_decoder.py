@@ -94,7 +94,7 @@ def _keep_apart(module: ModuleOp) -> None:
     for block in module.ops:
         end = 0
         for op in block.walk():
-            if isinstance(op, AllocOp) and op.memory == "dm":
+            if isinstance(op, AllocOp) and op.memory == "dm" and op.resident is None:
                 op.address = IntegerAttr(end, i64)
                 end += op.size_bytes
 

@@ -289,7 +289,8 @@ def _block(program: Program, i: int, block: Block) -> Iterator[str]:
     for k, entry in enumerate(block.provenance):
         node = f" node={entry.node}" if entry.node else ""
         macs = f" macs={entry.macs}" if entry.macs else ""
-        yield f"  provenance {k} {entry.path or '-'}{node}{macs}"
+        successor = " successor" if entry.successor else ""
+        yield f"  provenance {k} {entry.path or '-'}{node}{macs}{successor}"
     open_until: list[int] = []
     for k, command in enumerate(program.block_commands(block)):
         open_until = [end for end in open_until if k < end]

@@ -41,7 +41,7 @@ from .records import (
 )
 
 MAGIC = b"VEDF"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PREAMBLE = struct.Struct("<4sIQQ32s8s")
 ALIGNMENT = 64
 INSTRUCTION_BUDGET_BYTES = 720_896
@@ -128,12 +128,14 @@ class Region(Table):
 
 
 class Provenance(Table):
-    """The module that commands come from, relative to the call's prefix."""
+    """The module that commands work for, relative to the call's prefix."""
 
     path: Name
     node: Name = ""
     macs: Count = 0
     """Useful multiply-accumulates of this entry in one run of the block."""
+    successor: bool = False
+    """The commands load for the next call: the path is relative to that call's prefix."""
 
 
 class Block(Table):
@@ -154,7 +156,11 @@ class Binding(Table):
 
 
 class Call(Table):
-    """One run of a block. `successor` is the next call of the same stage, for prefetching."""
+    """One run of a block. `successor` is the next call of the same stage.
+
+    A block may expect that the call before it has loaded what it begins with; then that call's
+    registers point at this call's parameters too.
+    """
 
     block: Count
     prefix: Name
@@ -379,6 +385,10 @@ def _check_references(name: str, program: Program) -> None:
             raise errors.bad_header(name, f"calls.{i}.block", "no such block")
         if call.successor is not None and call.successor >= len(header.calls):
             raise errors.bad_header(name, f"calls.{i}.successor", "no such call")
+        if call.successor is None and any(
+            entry.successor for entry in header.blocks[call.block].provenance
+        ):
+            raise errors.bad_header(name, f"calls.{i}.successor", "its block loads for one")
         if any(b.region >= len(header.regions) for b in call.bindings):
             raise errors.bad_header(name, f"calls.{i}.bindings", "no such region")
 

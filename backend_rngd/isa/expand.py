@@ -13,7 +13,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from ... import errors
-from .container import Block, Call, Program
+from .container import Block, Call, Program, Provenance
 from .instructions import REGISTERS, Context, Control, Dma, Exec, Instruction
 from .plan import REGION_SHIFT, ExecPlan, Plan, plan_dma, plan_exec
 
@@ -116,8 +116,16 @@ def call_registers(call: Call) -> tuple[int, ...]:
 
 def module_path(program: Program, call: Call, command: Exec | Dma) -> str:
     """The model's module that `command` works for in `call`."""
-    relative = program.blocks[call.block].provenance[command.head.provenance].path
-    return ".".join(part for part in (call.prefix, relative) if part)
+    return entry_path(program, call, program.blocks[call.block].provenance[command.head.provenance])
+
+
+def entry_path(program: Program, call: Call, entry: Provenance) -> str:
+    """The model's module that an entry of the called block's table stands for."""
+    owner = call
+    if entry.successor:
+        assert call.successor is not None, "the reader checks it"
+        owner = program.calls[call.successor]
+    return ".".join(part for part in (owner.prefix, entry.path) if part)
 
 
 def _count(commands: Sequence[Instruction], first: int, end: int, name: str, depth: int) -> int:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xdsl.dialects.builtin import IntegerAttr, UnitAttr, i64
 from xdsl.ir import Block, Region
 
 from furiosa_llm.backend_rngd.isa.dtypes import DType
@@ -82,3 +83,14 @@ def test_too_much_at_once_is_an_error_that_names_the_buffers() -> None:
         assign_addresses(block)
     assert caught.value.code == "BCK004"
     assert "x 300000" in caught.value.cause
+
+
+def test_resident_buffers_keep_their_place_and_meet_nobody() -> None:
+    block = Block()
+    early, kept, late = alloc(block), alloc(block), alloc(block)
+    kept.resident, kept.address = UnitAttr(), IntegerAttr(32, i64)
+    use(block, early, early)
+    use(block, late, late)
+    addresses = assign_addresses(block)
+    assert addresses[kept] == 32
+    assert addresses[early] == addresses[late] == 96

@@ -8,6 +8,7 @@ import pytest
 
 from furiosa_llm.backend_rngd.isa.container import (
     Block,
+    Call,
     Header,
     Program,
     Provenance,
@@ -59,3 +60,19 @@ def test_elements_of_an_input_must_fit_in_their_rows(
     )
     with pytest.raises(BinaryError, match="VED004"):
         read_program(program_with(Region(name="x", input=io)))
+
+
+@pytest.mark.parametrize("successor", [None, 0])
+def test_who_loads_for_a_successor_has_one(successor: int | None) -> None:
+    entry = Provenance(path="q_proj", successor=True)
+    block = Block(name="block", first=0, count=1, provenance=(entry,))
+    call = Call(block=0, prefix="layers.0", bindings=(), successor=successor)
+    header = Header(
+        model_name="tiny", bucket="decode:1,8", regions=(), blocks=(block,), calls=(call,)
+    )
+    data = write_program(Program(header, (Control(count=1, length=1),)))
+    if successor is not None:
+        assert read_program(data).blocks[0].provenance[0].successor
+        return
+    with pytest.raises(BinaryError, match="VED004"):
+        read_program(data)
