@@ -100,12 +100,16 @@ def _check_vrf_strides(c: Exec, where: Where) -> None:
 
 def check_dma(
     issued: Issued,
+    rank: int,
     resolved: Sequence[int],
     regions: Sequence[Region],
     slices: int,
     where: Where,
 ) -> None:
-    """Raises: SIM010, SIM011, SIM014, SIM015, SIM017, SIM018."""
+    """A transfer that `rank` executes; every rank has as many slices and such regions.
+
+    Raises: SIM010, SIM011, SIM014, SIM015, SIM017, SIM018.
+    """
     plan = issued.plan
     assert isinstance(plan, DmaPlan)
     _check_work(work_of(plan), MAX_WORK, where)
@@ -114,10 +118,11 @@ def check_dma(
     _check_side(c.source, source, resolved[0], regions, slices, where)
     _check_side(c.destination, destination, resolved[1], regions, slices, where)
     for side, address in zip((c.source, c.destination), issued.addresses, strict=False):
-        end = address.offset + _reach(side, c.n) + c.run
+        start = address.offset_of(rank)
+        end = start + _reach(side, c.n) + c.run
         if side.limit and end > side.limit:
             what = "a transfer, relative to its register,"
-            raise errors.out_of_bounds(where(), what, address.offset, end, side.limit)
+            raise errors.out_of_bounds(where(), what, start, end, side.limit)
     if c.destination.space == Space.DM:
         for value in (resolved[1], c.run, *c.destination.strides):
             _check_unit(value, DM_WRITE_BYTES, "a write to DM by DMA", where)

@@ -12,24 +12,23 @@ every call to views of the memories; later runs only compute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .. import errors
-from ..backend_rngd.isa.container import Call, Program
+from ..backend_rngd.isa.container import Call, Program, TensorIo
 from ..backend_rngd.isa.expand import Issued, expand_block, expand_call, module_path
 from ..backend_rngd.isa.ordering import check_order, summary
 from ..backend_rngd.isa.plan import ExecPlan, Plan
-from ..backend_rngd.isa.rules import SLICES_PER_PE
 from .checks import check_dma, check_exec, work_of
-from .dma_values import bind_dma
+from .dma_values import Sides, bind_dma
 from .exec_values import Step, bind_exec
-from .hbm import Region, TensorSource
+from .hbm import TensorSource
 from .initialised import check_initialised
 from .loader import Loader
-from .memory import ChipMemory
+from .ranks import Chips, Rank
 from .tensor_io import check_inputs, element_view
 from .weights import WeightCache
 
@@ -41,26 +40,40 @@ LEAST_WORK = 1 << 22
 
 
 @dataclass(frozen=True)
+class _Output:
+    """An output's elements on each rank."""
+
+    io: TensorIo
+    parts: tuple[Array, ...]
+
+    def value(self) -> Array:
+        """A copy of the whole of it."""
+        if self.io.cut is None:
+            return self.parts[0].copy()
+        return self.io.cut.assemble(self.parts)
+
+
+@dataclass(frozen=True)
 class _Bound:
     """A program with its addresses resolved."""
 
-    regions: tuple[Region, ...]
     inputs: dict[str, Array]
-    outputs: dict[str, Array]
+    outputs: dict[str, _Output]
     steps: tuple[Step, ...]
 
 
 class Device:
-    """`pes` fused processing elements with their HBM."""
+    """Processing elements with their HBM: as many as the ranks of the programs that it runs."""
 
-    def __init__(self, pes: int = 1, *, weight_cache_bytes: int | None = None) -> None:
+    def __init__(self, *, weight_cache_bytes: int | None = None) -> None:
         """`weight_cache_bytes`: room for decoded weights; by default half of the host's memory."""
-        self._memory = ChipMemory(SLICES_PER_PE * pes)
+        self._chips: dict[int, Chips] = {}
+        """The slices by number of ranks."""
         self._weights = WeightCache(weight_cache_bytes)
         self._loader = Loader()
         self._bound: dict[Program, _Bound] = {}
         self._passes: dict[tuple[int, ...], tuple[Plan, Step]] = {}
-        """Bound passes by plan and addresses; the plan is kept so that its id stays its own."""
+        """Bound passes by memory, plan and addresses; the plan is kept so that its id stays its."""
 
     def load(self, program: Program, source: TensorSource) -> None:
         """Let the program's parameters come from `source`, which is asked when they are used.
@@ -71,7 +84,7 @@ class Device:
         self._loader.give_source(program, source)
 
     def allocate_caches(self, program: Program, slots: int) -> None:
-        """Make KV caches with `slots` slots, filled with NaN, for the program's layers.
+        """Make KV caches with `slots` slots, filled with NaN, for the program's layers and ranks.
 
         Caches that other programs have allocated with as many slots are shared and keep their
         content; a different number of slots makes new ones.
@@ -79,17 +92,17 @@ class Device:
         if self._loader.allocate_caches(program, slots):
             self._bound.clear()
 
-    def cache(self, layer: int) -> Array:
-        """u8[slots, slot bytes]: the KV cache of a layer, writable. Raises: SIM022."""
-        io, buffer = self._loader.cache(layer)
+    def cache(self, layer: int, rank: int = 0) -> Array:
+        """u8[slots, slot bytes]: a rank's KV cache of a layer, writable. Raises: SIM022."""
+        io, buffer = self._loader.cache(layer, rank)
         return buffer.content().reshape(-1, io.slot_bytes)
 
     def execute(self, program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run `program` once: name -> array for its outputs, in their shapes.
+        """Run `program` once: name -> array for its outputs, put together from its ranks.
 
-        Raises: SIM020 (inputs), SIM022 (not loaded), SIM001 to SIM007, SIM010 to SIM018,
-        SIM023 and SIM024 (the program breaks a rule), SIM013 (an input is out of range), SIM019
-        (the host's memory), SIM021 (a tensor does not fit).
+        Ranks go in step, command by command. Raises: SIM020 (inputs), SIM022 (not loaded), SIM001
+        to SIM007, SIM010 to SIM018, SIM023, SIM024 and SIM026 (the program breaks a rule), SIM013
+        (an input is out of range), SIM019 (the host's memory), SIM021 (a tensor does not fit).
         """
         check_inputs(program.inputs, inputs)
         bound = self._bound.get(program)
@@ -102,57 +115,68 @@ class Device:
             for step in bound.steps:
                 step()
         self._loader.forget_placed()
-        return {name: output.copy() for name, output in bound.outputs.items()}
+        return {name: output.value() for name, output in bound.outputs.items()}
 
     def _bind(self, program: Program) -> _Bound:
         check_order(program)
         regions = self._loader.regions(program)
         _check_program_work(program)
+        count = program.header.tensor_parallel_size
+        if count not in self._chips:
+            self._chips[count] = Chips(count)
+        chips = self._chips[count]
+        ranks = [Rank(*pair) for pair in zip(chips.of_rank, regions, strict=True)]
         steps = tuple(
-            step for call in program.calls for step in self._bind_call(program, call, regions)
+            step for call in program.calls for step in self._bind_call(program, call, chips, ranks)
         )
 
         def name(call: Call, issued: Issued) -> str:
             return place(program, call, issued)
 
-        check_initialised(program, regions, self._memory.slices, name)
+        check_initialised(program, regions[0], name)
         inputs, outputs = {}, {}
-        for table, region in zip(program.regions, regions, strict=True):
+        for number, table in enumerate(program.regions):
             if table.input is not None:
-                region.content()[:] = 0
-                inputs[table.input.name] = element_view(table.input, region.content())
+                content = regions[0][number].content()
+                content[:] = 0
+                inputs[table.input.name] = element_view(table.input, content)
             if table.output is not None:
-                outputs[table.output.name] = element_view(table.output, region.content())
-        return _Bound(regions, inputs, outputs, steps)
+                io = table.output
+                parts = tuple(element_view(io, own[number].content()) for own in regions)
+                outputs[io.name] = _Output(io, parts)
+        return _Bound(inputs, outputs, steps)
 
-    def _bind_call(self, program: Program, call: Call, regions: tuple[Region, ...]) -> list[Step]:
+    def _bind_call(
+        self, program: Program, call: Call, chips: Chips, ranks: Sequence[Rank]
+    ) -> Iterator[Step]:
         expanded = expand_call(program, call)
-        steps = []
         for issued in expanded.issued:
-            resolved = tuple(a.resolve(expanded.registers) for a in issued.addresses)
-            steps.append(self._bind_command(program, call, issued, resolved, regions))
-        return steps
 
-    def _bind_command(
-        self,
-        program: Program,
-        call: Call,
-        issued: Issued,
-        resolved: tuple[int, ...],
-        regions: tuple[Region, ...],
-    ) -> Step:
-        def where() -> str:
-            return place(program, call, issued)
+            def where(issued: Issued = issued) -> str:
+                return place(program, call, issued)
 
-        memory, plan = self._memory, issued.plan
-        if isinstance(plan, ExecPlan):
-            key = (id(plan), *resolved)
+            if isinstance(issued.plan, ExecPlan):
+                resolved = tuple(a.resolve(expanded.registers) for a in issued.addresses)
+                yield from self._bind_pass(issued.plan, resolved, chips, where)
+                continue
+            for rank, own in enumerate(ranks):
+                resolved = tuple(a.resolve(expanded.registers, rank) for a in issued.addresses)
+                check_dma(issued, rank, resolved, own.regions, own.memory.slices, where)
+                sides = Sides.of(issued.plan.command, rank, ranks)
+                yield bind_dma(issued.plan, resolved, sides, self._weights, where)
+
+    def _bind_pass(
+        self, plan: ExecPlan, resolved: tuple[int, ...], chips: Chips, where: Callable[[], str]
+    ) -> Iterator[Step]:
+        """One step for each group of ranks that runs the pass together."""
+        together = 1 << plan.command.group
+        for first in range(0, len(chips.of_rank), together):
+            memory = chips.of_group(first, together)
+            key = (id(memory), id(plan), *resolved)
             if key not in self._passes:
                 check_exec(plan, resolved, memory.slices, where)
                 self._passes[key] = plan, bind_exec(plan, resolved, memory, self._weights, where)
-            return self._passes[key][1]
-        check_dma(issued, resolved, regions, memory.slices, where)
-        return bind_dma(plan, resolved, regions, memory, self._weights, where)
+            yield self._passes[key][1]
 
 
 def _check_program_work(program: Program) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ..backend_rngd.isa.plan import (
 from ..backend_rngd.isa.rules import DM_BYTES
 from .hbm import Parameter, Region
 from .memory import ChipMemory, Tile
+from .ranks import Rank
 from .weights import WeightCache
 
 Array = np.ndarray
@@ -59,41 +61,50 @@ class End:
         )
 
 
+class Sides(NamedTuple):
+    """Whose memories a transfer reads and writes."""
+
+    source: Rank
+    destination: Rank
+    own: Rank
+    """Where an index list lies."""
+
+    @staticmethod
+    def of(c: Dma, rank: int, ranks: Sequence[Rank]) -> Sides:
+        """Those of a command that `rank` executes."""
+        source, destination = c.source.peer, c.destination.peer
+        return Sides(ranks[rank ^ source], ranks[rank ^ destination], ranks[rank])
+
+
 def bind_dma(
-    plan: DmaPlan,
-    resolved: Sequence[int],
-    regions: Sequence[Region],
-    memory: ChipMemory,
-    weights: WeightCache,
-    where: Where,
+    plan: DmaPlan, resolved: Sequence[int], sides: Sides, weights: WeightCache, where: Where
 ) -> Step:
     """A step that executes `plan` at these addresses: source, destination, index list.
 
     Addresses must have been checked. Raises: SIM016 (now), SIM013 (when the step runs).
     """
     c = plan.command
-    source = bind_end(c.source, resolved[0], regions, memory)
-    destination = bind_end(c.destination, resolved[1], regions, memory)
+    source = bind_end(c.source, resolved[0], sides.source)
+    destination = bind_end(c.destination, resolved[1], sides.destination)
     _must_not_overlap(c, destination, where)
     if c.index is not None:
-        return _indirect_step(plan, source, destination, resolved, regions, memory, where)
-    tile = _tile(plan, source, resolved, regions, memory, weights)
+        return _indirect_step(plan, source, destination, resolved, sides, where)
+    tile = _tile(plan, source, resolved, sides, weights)
     if tile is not None:
         return tile
-    guard = _guard(plan, resolved, memory)
-    return _copy_step(c, source, destination, guard)
+    return _copy_step(c, source, destination, _guard(plan, resolved, sides))
 
 
 def region_of(address: int, regions: Sequence[Region]) -> Region:
     return regions[address >> REGION_SHIFT]
 
 
-def bind_end(side: Side, address: int, regions: Sequence[Region], memory: ChipMemory) -> End:
-    """The side of a transfer that starts at `address`."""
+def bind_end(side: Side, address: int, rank: Rank) -> End:
+    """The side of a transfer that starts at `address` of a rank's memory."""
     if side.space == Space.HBM:
-        region = region_of(address, regions)
+        region = region_of(address, rank.regions)
         return End(region.content, region.stable, address & OFFSET_MASK, side.strides)
-    return _dm_end(side, address, lambda: memory.dm, DM_BYTES)
+    return _dm_end(side, address, lambda: rank.memory.dm, DM_BYTES)
 
 
 def _dm_end(side: Side, address: int, buffer: Callable[[], Array], slice_bytes: int) -> End:
@@ -159,7 +170,7 @@ def _copy_step(c: Dma, source: End, destination: End, guard: Step) -> Step:
     return copy_again
 
 
-def _guard(plan: DmaPlan, resolved: Sequence[int], memory: ChipMemory) -> Step:
+def _guard(plan: DmaPlan, resolved: Sequence[int], sides: Sides) -> Step:
     """What data memory must know before the transfer."""
     reads, writes = [], []
     for address, footprint in zip(resolved, plan.footprints, strict=True):
@@ -168,16 +179,17 @@ def _guard(plan: DmaPlan, resolved: Sequence[int], memory: ChipMemory) -> Step:
         local = address % SLICE_ADDRESS_BYTES
         span = local + footprint.low, local + footprint.high
         if footprint.write:
-            writes.append((*span, _is_whole(plan, memory)))
+            writes.append((*span, _is_whole(plan, sides.destination.memory)))
         else:
             reads.append(span)
 
     def guard() -> None:
-        if memory.tiles:
+        if sides.source.memory.tiles:
             for span in reads:
-                memory.make_real(*span)
+                sides.source.memory.make_real(*span)
+        if sides.destination.memory.tiles:
             for low, high, whole in writes:
-                memory.overwrite(low, high, whole)
+                sides.destination.memory.overwrite(low, high, whole)
 
     return guard
 
@@ -196,15 +208,14 @@ def _tile(
     plan: DmaPlan,
     source: End,
     resolved: Sequence[int],
-    regions: Sequence[Region],
-    memory: ChipMemory,
+    sides: Sides,
     weights: WeightCache,
 ) -> Step | None:
     """A step that remembers the transfer, if it brings a tile of a parameter to all slices."""
-    c = plan.command
+    c, memory = plan.command, sides.destination.memory
     if c.source.space != Space.HBM or c.destination.space != Space.DM:
         return None
-    region = region_of(resolved[0], regions)
+    region = region_of(resolved[0], sides.source.regions)
     if not isinstance(region, Parameter) or plan.bytes < TILE_BYTES:
         return None
     if not _is_whole(plan, memory):
@@ -247,20 +258,19 @@ def _indirect_step(
     source: End,
     destination: End,
     resolved: Sequence[int],
-    regions: Sequence[Region],
-    memory: ChipMemory,
+    sides: Sides,
     where: Where,
 ) -> Step:
     c = plan.command
     assert c.index is not None
     gather = c.indirect == Indirect.SOURCE
     rows_end, plain = (source, destination) if gather else (destination, source)
-    region = region_of(resolved[0 if gather else 1], regions)
+    region = region_of(resolved[0 if gather else 1], sides.own.regions)
     walked = _row_loops(c)
     inside = tuple(i for i in range(len(c.n)) if i not in walked)
     table = _RowTable(c, rows_end, walked, inside, region.size, where)
-    numbers = _index_view(c, resolved[2], regions, walked)
-    guard = _guard(plan, resolved, memory)
+    numbers = _index_view(c, resolved[2], sides.own.regions, walked)
+    guard = _guard(plan, resolved, sides)
     order = (*walked, *inside)
     n = tuple(c.n[i] for i in order)
     width = _width(

@@ -241,7 +241,7 @@ class _TrfStore:
         steps = [(axis.n, axis.out, axis.lanes) for axis in work.counters]
         aligned = not any(v % GRANULE_BYTES for v in (at.commit, row_bytes, *(s[1] for s in steps)))
         broadcast = not any(axis.fetched for axis in work.slices)
-        everywhere = work.plan.slices == memory.slices
+        everywhere = memory.can_share and work.plan.slices == memory.slices
         self._shared = aligned and broadcast and everywhere
         self._slices = 1 if self._shared else work.plan.slices
         lanes = work.plan.command.trf_lanes

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import errors
 from ..backend_rngd.isa.container import Relocation
-from ..backend_rngd.isa.layout import Derived, RowTableLayout
+from ..backend_rngd.isa.layout import Derived, RankNumbers, RowTableLayout
 from . import numerics
 
 Array = np.ndarray
@@ -67,25 +67,31 @@ class Buffer(Region):
 class DerivedTable(Region):
     """A table that the loader computes."""
 
-    def __init__(self, name: str, derived: Derived) -> None:
+    def __init__(self, name: str, derived: Derived, rank: int) -> None:
         super().__init__(name, derived.bytes)
         self._derived = derived
+        self._rank = rank
         self._bytes: Array | None = None
 
     def content(self) -> Array:
         if self._bytes is None:
-            self._bytes = _laid_out(self.name, self.size, self._derived.derive)
+            self._bytes = _laid_out(self.name, self.size, self._derive)
         return self._bytes
+
+    def _derive(self) -> Array:
+        derived = self._derived
+        return derived.derive(self._rank) if isinstance(derived, RankNumbers) else derived.derive()
 
 
 class Parameter(Region):
-    """A part of a checkpoint tensor in the machine's layout."""
+    """A part of a checkpoint tensor in the machine's layout, for a rank."""
 
-    def __init__(self, number: int, relocation: Relocation, room: PlacedRoom) -> None:
+    def __init__(self, number: int, relocation: Relocation, rank: int, room: PlacedRoom) -> None:
         super().__init__(relocation.tensor, relocation.layout.bytes)
         self.number = number
         """Tells parameters of a device apart."""
         self.relocation = relocation
+        self.rank = rank
         self.source: TensorSource | None = None
         self._room = room
 
@@ -110,10 +116,25 @@ class Parameter(Region):
 
     def rows(self, numbers: Array) -> Array:
         """u8[len(numbers), row bytes] of a row table; only these rows are placed."""
-        return _as_rows(self.relocation.layout.place(self._tensor()[numbers]))
+        r = self.relocation
+        if r.cut is None or r.cut.dim != 0:
+            return _as_rows(r.layout.place(self._tensor()[numbers]))
+        found = r.cut.indices(self.rank)[r.begin[0] + numbers]
+        columns = tuple(slice(b, e) for b, e in zip(r.begin[1:], r.end[1:], strict=True))
+        rows = _as_bf16(self._whole()[(np.maximum(found, 0), *columns)], r.tensor)
+        rows[found < 0] = 0
+        return _as_rows(r.layout.place(rows))
 
     def _tensor(self) -> Array:
-        """The part of the tensor that the program uses, bf16."""
+        """The part of the tensor that the program uses on this rank, bf16."""
+        r = self.relocation
+        whole = self._whole()
+        own = whole if r.cut is None else r.cut.take(whole, self.rank)
+        part = own[tuple(slice(b, e) for b, e in zip(r.begin, r.end, strict=True))]
+        return _as_bf16(part, r.tensor)
+
+    def _whole(self) -> Array:
+        """The checkpoint's tensor. Raises: SIM021, SIM022."""
         r = self.relocation
         if self.source is None:
             raise errors.program_not_ready(f"`{r.tensor}` has no value", "Device.load")
@@ -124,8 +145,7 @@ class Parameter(Region):
         if tuple(tensor.shape) != r.shape:
             problem = f"shape {list(tensor.shape)}, the program expects {list(r.shape)}"
             raise errors.parameter_mismatch(r.tensor, problem)
-        part = tensor[tuple(slice(b, e) for b, e in zip(r.begin, r.end, strict=True))]
-        return _as_bf16(part, r.tensor)
+        return tensor
 
 
 class PlacedRoom:

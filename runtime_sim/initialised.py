@@ -10,6 +10,9 @@ slices that do not work, may hold anything. Copying unwritten HBM to data memory
 fault; reading the copy is. KV caches count as written: unused slots hold NaN and are selected
 away. A call that only repeats an earlier one for another layer is not walked again, because
 what was written stays written.
+
+Ranks write the same bytes of their memories at the same time, so one shadow stands for all of them,
+unless addresses depend on the rank or passes work on several: then each rank has its own.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ import numpy as np
 from .. import errors
 from ..backend_rngd.isa.container import Call, Program
 from ..backend_rngd.isa.expand import Issued, expand_call
-from ..backend_rngd.isa.instructions import Indirect, Sink, Space
+from ..backend_rngd.isa.instructions import MAX_RANKS, Control, Exec, Indirect, Sink, Space
 from ..backend_rngd.isa.plan import DmaPlan, ExecPlan, Memory
 from ..backend_rngd.isa.rules import DM_BYTES
 from .axes import Axis, Pass
 from .commit import WRITTEN, Commit
 from .contraction import RegisterRows, group_axes
-from .dma_values import End, bind_end, region_of
+from .dma_values import End, Sides, bind_end, region_of
 from .exec_values import (
     PortAddresses,
     is_move,
@@ -38,6 +41,7 @@ from .exec_values import (
 )
 from .hbm import Buffer, Region
 from .memory import ChipMemory
+from .ranks import Chips, Rank
 from .register_file import LaneWindow
 from .stream import StreamReader
 from .tensor_io import element_view
@@ -47,11 +51,9 @@ Array = np.ndarray
 Namer = Callable[[Call, Issued], str]
 
 
-def check_initialised(
-    program: Program, regions: Sequence[Region], slices: int, name: Namer
-) -> None:
+def check_initialised(program: Program, regions: Sequence[Region], name: Namer) -> None:
     """Walk `program`. Raises: SIM012 (a read), SIM023 (an output that is not all written)."""
-    shadow = _Shadow(regions, slices)
+    shadow = _Shadow(regions, _shadows(program))
     walked: set[tuple[object, ...]] = set()
     for call in program.calls:
         expanded = expand_call(program, call)
@@ -60,13 +62,23 @@ def check_initialised(
             continue
         walked.add(key)
         for issued in expanded.issued:
-            resolved = [a.resolve(expanded.registers) for a in issued.addresses]
-            shadow.visit(issued, resolved, lambda: name(call, issued))  # noqa: B023
+            shadow.visit(issued, expanded.registers, lambda: name(call, issued))  # noqa: B023
     for number, region in enumerate(program.regions):
         if region.output is not None:
-            missing = np.argwhere(element_view(region.output, shadow.content(number)) == 0)
-            if len(missing):
-                raise errors.unwritten_output(region.output.name, str(missing[0].tolist()))
+            for content in shadow.contents(number):
+                missing = np.argwhere(element_view(region.output, content) == 0)
+                if len(missing):
+                    raise errors.unwritten_output(region.output.name, str(missing[0].tolist()))
+
+
+def _shadows(program: Program) -> int:
+    """Ranks whose memories can differ in what has been written."""
+    commands = [c for c in program.commands if not isinstance(c, Control)]
+    differ = any(
+        c.group if isinstance(c, Exec) else c.source.rank_stride or c.destination.rank_stride
+        for c in commands
+    )
+    return program.header.tensor_parallel_size if differ else 1
 
 
 def _tracked_bindings(call: Call, regions: Sequence[Region]) -> list[tuple[int, int, int]]:
@@ -78,26 +90,41 @@ def _tracked_bindings(call: Call, regions: Sequence[Region]) -> list[tuple[int, 
 
 
 class _Shadow:
-    """For each byte of the chip and of the tracked regions: 0xFF if it has been written."""
+    """For each byte of the chips and of the tracked regions: 0xFF if it has been written."""
 
-    def __init__(self, regions: Sequence[Region], slices: int) -> None:
-        self._chip = ChipMemory(slices, fill=0)
-        self._regions: list[Region] = [
-            _unwritten(region) if region.tracked else region for region in regions
+    def __init__(self, regions: Sequence[Region], ranks: int) -> None:
+        self._chips = Chips(ranks, fill=0)
+        self._ranks = [
+            Rank(memory, [_unwritten(r) if r.tracked else r for r in regions])
+            for memory in self._chips.of_rank
         ]
 
-    def content(self, number: int) -> Array:
-        return self._regions[number].content()
+    def contents(self, number: int) -> list[Array]:
+        """Each rank's bytes of a region."""
+        return [rank.regions[number].content() for rank in self._ranks]
 
-    def visit(self, issued: Issued, resolved: Sequence[int], where: Callable[[], str]) -> None:
-        if isinstance(issued.plan, ExecPlan):
-            self._exec(issued.plan, resolved, where)
-        else:
-            self._dma(issued.plan, resolved, where)
+    def visit(self, issued: Issued, registers: Sequence[int], where: Callable[[], str]) -> None:
+        plan = issued.plan
+        if isinstance(plan, ExecPlan):
+            resolved = [address.resolve(registers) for address in issued.addresses]
+            together = 1 << plan.command.group
+            for first in range(0, len(self._ranks), together):
+                _Pass(self._chips.of_group(first, together)).visit(plan, resolved, where)
+            return
+        for rank in range(len(self._ranks)):
+            resolved = [address.resolve(registers, rank) for address in issued.addresses]
+            # A single shadow is everybody's, also that of any peer.
+            ranks = self._ranks if len(self._ranks) > 1 else self._ranks * MAX_RANKS
+            _transfer(plan, resolved, Sides.of(plan.command, rank, ranks), where)
 
-    # --- passes ---
 
-    def _exec(self, plan: ExecPlan, resolved: Sequence[int], where: Callable[[], str]) -> None:
+class _Pass:
+    """What a pass reads and writes on chip."""
+
+    def __init__(self, chip: ChipMemory) -> None:
+        self._chip = chip
+
+    def visit(self, plan: ExecPlan, resolved: Sequence[int], where: Callable[[], str]) -> None:
         work, at = pass_of(plan), PortAddresses.of(plan, resolved)
         reads = _Reads(plan, resolved, self._chip, where)
         for port, address in enumerate((at.a, at.b)[: 1 + plan.command.stream.pair]):
@@ -157,26 +184,31 @@ class _Shadow:
 
         VectorProgram(work, order, shapes * (1 + work.plan.command.stream.pair), False, register)
 
-    # --- transfers ---
 
-    def _dma(self, plan: DmaPlan, resolved: Sequence[int], where: Callable[[], str]) -> None:
-        c = plan.command
-        source = bind_end(c.source, resolved[0], self._regions, self._chip)
-        target = bind_end(c.destination, resolved[1], self._regions, self._chip)
-        if c.source.space == Space.DM:
-            _must_be_written(source.view(c.n, c.run, 1), self._chip.dm, Memory.DM, where)
-            content = None
-        else:
-            tracked = region_of(resolved[0], self._regions).tracked
-            content = source if tracked and c.indirect == Indirect.NONE else None
-        if c.destination.space == Space.HBM:
-            region = region_of(resolved[1], self._regions)
-            if not region.tracked:
-                return
-            if c.indirect == Indirect.DESTINATION:
-                region.content()[:] = WRITTEN
-                return
-        _copy(content, target, c.n, c.run)
+# --- transfers ---
+
+
+def _transfer(
+    plan: DmaPlan, resolved: Sequence[int], sides: Sides, where: Callable[[], str]
+) -> None:
+    c = plan.command
+    source = bind_end(c.source, resolved[0], sides.source)
+    target = bind_end(c.destination, resolved[1], sides.destination)
+    if c.source.space == Space.DM:
+        dm = sides.source.memory.dm
+        _must_be_written(source.view(c.n, c.run, 1), dm, Memory.DM, where)
+        content = None
+    else:
+        tracked = region_of(resolved[0], sides.source.regions).tracked
+        content = source if tracked and c.indirect == Indirect.NONE else None
+    if c.destination.space == Space.HBM:
+        region = region_of(resolved[1], sides.destination.regions)
+        if not region.tracked:
+            return
+        if c.indirect == Indirect.DESTINATION:
+            region.content()[:] = WRITTEN
+            return
+    _copy(content, target, c.n, c.run)
 
 
 def _copy(content: End | None, target: End, n: Sequence[int], run: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,14 +51,36 @@ class Tile:
         ]
 
 
+class Files(NamedTuple):
+    """The bytes of the slices of some ranks, one after the other: u8[slices, bytes] each."""
+
+    dm: Array
+    trf: Array
+    vrf: Array
+
+    @staticmethod
+    def filled(slices: int, fill: int) -> Files:
+        """Memories whose bytes all have one value."""
+        sizes = (DM_BYTES, TRF_BYTES, VRF_BYTES)
+        return Files(*(np.full((slices, size), fill, np.uint8) for size in sizes))
+
+    def part(self, first: int, slices: int) -> Files:
+        """The same bytes, of some slices."""
+        return Files(*(memory[first : first + slices] for memory in self))
+
+
 class ChipMemory:
     """DM, TRF and VRF of `slices` slices, as u8[slices, bytes]."""
 
-    def __init__(self, slices: int = SLICES_PER_PE, fill: int = 0xFF) -> None:
+    can_share = True
+    """Whether flags may say that all slices hold the same."""
+
+    def __init__(
+        self, slices: int = SLICES_PER_PE, fill: int = 0xFF, files: Files | None = None
+    ) -> None:
+        """Memories of their own, filled with a byte, or those in `files`."""
         self.slices = slices
-        self.dm = np.full((slices, DM_BYTES), fill, np.uint8)
-        self.trf = np.full((slices, TRF_BYTES), fill, np.uint8)
-        self.vrf = np.full((slices, VRF_BYTES), fill, np.uint8)
+        self.dm, self.trf, self.vrf = files or Files.filled(slices, fill)
         self.shared = np.zeros(TRF_BYTES // GRANULE_BYTES, np.bool_)
         """Granules of the TRF whose value in slice 0 is that of every slice."""
         self._trf_granules = self.trf.view(np.uint64)

@@ -1,6 +1,7 @@
 """Run a few commands on the simulated device: encode, decode, execute, read results.
 
-Register i points at tensor i, inputs first. Tensors are dense in HBM, rows after rows.
+Register i points at tensor i, inputs first. Tensors are dense in HBM, rows after rows. With several
+ranks all of them get the inputs, and each one has an equal part of the rows of the outputs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from furiosa_llm.backend_rngd.isa.container import (
     read_program,
     write_program,
 )
+from furiosa_llm.backend_rngd.isa.cut import Cut
 from furiosa_llm.backend_rngd.isa.instructions import Instruction
 from furiosa_llm.runtime_sim.device import Device
 
@@ -40,7 +42,7 @@ def make_program(
     """One call of one block; `outputs` gives shapes and types."""
     regions = [
         *(Region(name=name, input=_tensor(name, array)) for name, array in inputs.items()),
-        *(Region(name=name, output=_tensor(name, array)) for name, array in outputs.items()),
+        *(Region(name=name, output=_part(name, array, ranks)) for name, array in outputs.items()),
     ]
     bindings = tuple(Binding(register_number=i, region=i) for i in range(len(regions)))
     header = Header(
@@ -61,10 +63,18 @@ def make_program(
     return read_program(write_program(Program(header, tuple(commands))))
 
 
-def run_program(
-    program: Program, inputs: Mapping[str, np.ndarray], ranks: int = 1
-) -> dict[str, np.ndarray]:
-    return Device(ranks).execute(program, dict(inputs))
+def run_program(program: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return Device().execute(program, dict(inputs))
+
+
+def _part(name: str, array: np.ndarray, ranks: int) -> TensorIo:
+    """What one rank has of an output."""
+    if ranks == 1:
+        return _tensor(name, array)
+    rows = len(array) // ranks
+    slots = tuple(((rank * rows, (rank + 1) * rows),) for rank in range(ranks))
+    cut = Cut(dim=0, length=rows, slots=slots)
+    return _tensor(name, array[:rows]).model_copy(update={"cut": cut})
 
 
 def _tensor(name: str, array: np.ndarray) -> TensorIo:

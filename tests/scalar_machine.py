@@ -51,6 +51,9 @@ class ScalarMachine:
         self, dm: np.ndarray, trf: np.ndarray, vrf: np.ndarray, hbm: Sequence[np.ndarray] = ()
     ) -> None:
         self.dm, self.trf, self.vrf, self.hbm = dm.copy(), trf.copy(), vrf.copy(), list(hbm)
+        self.rank = 0
+        self.ranks = [self]
+        """All machines of the program; the one that executes is number `rank`."""
 
     # --- passes ---
 
@@ -321,9 +324,11 @@ class ScalarMachine:
     def cell(self, side: Side, t: Sequence[int], extra: int) -> np.ndarray:
         """The byte at a step, as an array of shape ()."""
         at = side.base + sum(i * v for i, v in zip(t, side.strides, strict=True)) + extra
+        at += (self.rank ^ side.rank_mask) * side.rank_stride
+        owner = self.ranks[self.rank ^ side.peer]
         if side.space == Space.DM:
-            return self.dm[at // SLICE_BYTES, at % SLICE_BYTES, ...]
-        return self.hbm[at >> 40][at & (1 << 40) - 1, ...]
+            return owner.dm[at // SLICE_BYTES, at % SLICE_BYTES, ...]
+        return owner.hbm[at >> 40][at & (1 << 40) - 1, ...]
 
 
 def trf_byte(lanes: int, lane: int, byte: int) -> int:

@@ -26,9 +26,10 @@ import numpy as np
 from pydantic import AfterValidator, Field, ValidationError
 
 from ... import errors
+from .cut import Cut
 from .dtypes import DType
 from .instructions import MAX_RANKS, REGISTERS, Control, Dma, Exec, Instruction
-from .layout import Count, Derived, Layout, Size, Table
+from .layout import Count, Derived, Layout, RankNumbers, Size, Table
 from .rank_rules import partners
 from .record_types import CONTROL, DMA, EXEC, KIND_CONTROL, KIND_DMA, KIND_EXEC
 from .records import (
@@ -63,7 +64,8 @@ Ranks = Annotated[int, Field(ge=1, le=MAX_RANKS), AfterValidator(_power_of_two)]
 class Relocation(Table):
     """What part of which checkpoint tensor a region holds, and in which layout.
 
-    `begin` and `end` bound the rows and columns that this program uses (half-open).
+    `shape` is the tensor's. With `cut` each rank has a part of it. `begin` and `end` bound the rows
+    and columns of the tensor, or of a rank's part, that this program uses (half-open).
     """
 
     tensor: Name
@@ -71,16 +73,27 @@ class Relocation(Table):
     begin: tuple[Count, ...]
     end: tuple[Count, ...]
     layout: Layout
+    cut: Cut | None = None
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """The shape of each rank's part."""
+        return self.shape if self.cut is None else self.cut.local_shape(self.shape)
 
 
 class TensorIo(Table):
-    """An input or output: element (…, i) stands at row · row_bytes + i · element_bytes."""
+    """An input or output: element (…, i) stands at row · row_bytes + i · element_bytes.
+
+    All ranks get an input. An output is that of rank 0, or put together from the ranks' parts
+    according to `cut`; `shape` is that of a part.
+    """
 
     name: Name
     dtype: Literal["i32", "f32", "bf16"]
     shape: tuple[Size, ...]
     element_bytes: Size
     row_bytes: Size
+    cut: Cut | None = None
 
     @property
     def bytes(self) -> int:
@@ -371,6 +384,7 @@ def _check_references(name: str, program: Program) -> None:
             _check_relocation(name, f"regions.{i}.parameter", region.parameter)
         for io in filter(None, (region.input, region.output)):
             _check_io(name, f"regions.{i}", io)
+        _check_ranks(name, f"regions.{i}", region, header.tensor_parallel_size)
     for i, block in enumerate(header.blocks):
         if block.first + block.count > n:
             raise errors.bad_header(name, f"blocks.{i}", f"the issue list has {n} entries")
@@ -403,7 +417,12 @@ def _check_partners(name: str, program: Program, block: Block, entry: int, c: Ex
 
 
 def _check_relocation(name: str, where: str, relocation: Relocation) -> None:
-    shape, begin, end = relocation.shape, relocation.begin, relocation.end
+    cut, begin, end = relocation.cut, relocation.begin, relocation.end
+    if cut is not None and (
+        cut.dim >= len(relocation.shape) or cut.end > relocation.shape[cut.dim]
+    ):
+        raise errors.bad_header(name, where, "the cut does not lie inside the tensor's shape")
+    shape = relocation.local_shape
     if not len(shape) == len(begin) == len(end) or any(
         not b < e <= n for n, b, e in zip(shape, begin, end, strict=False)
     ):
@@ -411,6 +430,23 @@ def _check_relocation(name: str, where: str, relocation: Relocation) -> None:
     extents = tuple(e - b for b, e in zip(begin, end, strict=True))
     if extents != relocation.layout.tensor_shape:
         raise errors.bad_header(name, where, "the layout is for another shape than the bounds")
+
+
+def _check_ranks(name: str, where: str, region: Region, ranks: int) -> None:
+    """What a region says of ranks it says of all of them. Raises: VED004."""
+    parameter, derived, output = region.parameter, region.derived, region.output
+    if isinstance(derived, RankNumbers) and len(derived.numbers) != ranks:
+        raise errors.bad_header(name, f"{where}.derived", f"one number for each of {ranks} ranks")
+    if region.input is not None and region.input.cut is not None:
+        raise errors.bad_header(name, f"{where}.input.cut", "all ranks get all of an input")
+    cuts = [content.cut for content in (parameter, output) if content is not None]
+    if any(cut is not None and len(cut.slots) != ranks for cut in cuts):
+        raise errors.bad_header(name, where, f"a cut has a part for each of {ranks} ranks")
+    if output is not None and output.cut is not None:
+        cut = output.cut
+        fits = cut.dim < len(output.shape) and output.shape[cut.dim] == cut.local_size
+        if not fits or not cut.covers():
+            raise errors.bad_header(name, f"{where}.output.cut", "its parts are not the output")
 
 
 def _check_io(name: str, where: str, io: TensorIo) -> None:

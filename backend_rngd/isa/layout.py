@@ -303,6 +303,26 @@ class KeyIndex(Table):
         return index.astype(np.int32)
 
 
+class RankNumbers(Table):
+    """i32 [count]: one number of the rank's own, `count` times over.
+
+    For what differs between ranks beside their parameters: the first row of a vocabulary's part.
+    """
+
+    kind: Literal["rank_numbers"] = "rank_numbers"
+    numbers: tuple[Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)], ...]
+    """For each rank."""
+    count: Size
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.count
+
+    def derive(self, rank: int) -> np.ndarray:
+        """i32[count]."""
+        return np.full(self.count, self.numbers[rank], np.int32)
+
+
 class Zeros(Table):
     """Bytes that are zero."""
 
@@ -318,4 +338,4 @@ class Zeros(Table):
         return np.zeros(self.size, np.uint8)
 
 
-Derived = Annotated[RopeTable | KeyIndex | Zeros, Field(discriminator="kind")]
+Derived = Annotated[RopeTable | KeyIndex | RankNumbers | Zeros, Field(discriminator="kind")]

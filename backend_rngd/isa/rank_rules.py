@@ -35,8 +35,8 @@ def partners(command: Exec | Dma) -> Iterator[tuple[int, str]]:
         for peer in signal.peers:
             yield peer, f"signals semaphore {signal.semaphore} of"
     if isinstance(command, Exec):
-        if command.group:
-            yield (1 << command.group) - 1, "works in one group with"
+        for bit in range(command.group):
+            yield 1 << bit, "works in one group with"
         return
     if command.source.peer:
         yield command.source.peer, "reads the memory of"

@@ -77,9 +77,11 @@ def execute(command: Exec, memory: np.ndarray, out_bytes: int, *before: Exec) ->
     `before` are commands that run first.
     """
     slices, n = memory.shape
-    fill = dma((slices,), Side(Space.HBM, 0, (n,), 0), Side(Space.DM, 0, (SLICE,)), run=n)
+    ranks, own = max(1, slices // 64), min(slices, 64)
+    source = Side(Space.HBM, 0, (n,), 0, rank_stride=own * n)
+    fill = dma((own,), source, Side(Space.DM, 0, (SLICE,)), run=n)
     drain = dma(
-        (slices,),
+        (own,),
         Side(Space.DM, OUT, (SLICE,)),
         Side(Space.HBM, 0, (out_bytes,), 1),
         run=out_bytes,
@@ -98,9 +100,8 @@ def execute(command: Exec, memory: np.ndarray, out_bytes: int, *before: Exec) ->
     ]
     inputs = {"memory": np.ascontiguousarray(memory).view(np.int32)}
     outputs = {"out": np.zeros((slices, out_bytes // 4), np.int32)}
-    ranks = max(1, slices // 64)
     program = make_program(commands, inputs, outputs, ranks=ranks)
-    return run_program(program, inputs, ranks)["out"].view(np.uint8)
+    return run_program(program, inputs)["out"].view(np.uint8)
 
 
 def numbered(slices: int, n: int) -> np.ndarray:

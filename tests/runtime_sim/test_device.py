@@ -27,6 +27,7 @@ from furiosa_llm.backend_rngd.isa.container import (
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
+    Birth,
     Commit,
     Context,
     Control,
@@ -46,6 +47,8 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Space,
     Step,
     Stream,
+    Switch,
+    Topology,
     Vector,
     VectorOp,
     Wait,
@@ -371,13 +374,17 @@ def test_inputs_and_parameters_are_only_read() -> None:
 SUM = Vector(reduce=Reduce.ADD)
 
 
+FAR = Switch(Topology.BROADCAST01, 64)
+"""A ring of 64, whose fourth step of 32 slices leaves it."""
+
+
 @pytest.mark.parametrize(
     ("code", "change"),
     [
         ("SIM010", {"a": Port((1 << 19) - 64)}),
         ("SIM010", {"commit_port": Port(4096, limit=4096 + 64)}),
         ("SIM011", {"a": Port(0, register=9), "counters": ()}),
-        ("SIM015", {"group": 1}),
+        ("SIM015", {"switch": FAR, "counters": (Counter(4, Birth.SLICE, commit=32, slices=32),)}),
         ("SIM018", {"counters": (Counter(65536, fate=Fate.VSUM),) * 2, "vector": SUM}),
     ],
 )
@@ -398,7 +405,7 @@ def test_a_layout_that_contradicts_itself_is_a_fault() -> None:
     regions = make_regions()
     relocation = regions[TABLE].parameter
     assert relocation is not None
-    parameter = Parameter(0, relocation, PlacedRoom())
+    parameter = Parameter(0, relocation, 0, PlacedRoom())
     parameter.source = source
     parameter.size += 64
     with pytest.raises(errors.SimulationFault) as fault:

@@ -24,9 +24,10 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.plan import DmaPlan
 from furiosa_llm.runtime_sim.checks import check_dma
-from furiosa_llm.runtime_sim.dma_values import Step, bind_dma
+from furiosa_llm.runtime_sim.dma_values import Sides, Step, bind_dma
 from furiosa_llm.runtime_sim.hbm import Buffer
 from furiosa_llm.runtime_sim.memory import ChipMemory
+from furiosa_llm.runtime_sim.ranks import Rank
 from furiosa_llm.runtime_sim.weights import WeightCache
 
 SLICES, WINDOW = 8, 4096
@@ -57,9 +58,10 @@ def make_memory(seed: int) -> ChipMemory:
 def bind(command: Dma, regions: Sequence[Buffer], memory: ChipMemory) -> Step:
     issued: Issued = expand_commands([command], "block")[0]
     resolved = [a.resolve([0] * 64) for a in issued.addresses]
-    check_dma(issued, resolved, regions, SLICES, lambda: "here")
+    check_dma(issued, 0, resolved, regions, SLICES, lambda: "here")
     assert isinstance(issued.plan, DmaPlan)
-    return bind_dma(issued.plan, resolved, regions, memory, WeightCache(0), lambda: "here")
+    sides = Sides.of(command, 0, [Rank(memory, regions)])
+    return bind_dma(issued.plan, resolved, sides, WeightCache(0), lambda: "here")
 
 
 def run_both(command: Dma, seed: int) -> None:

@@ -29,10 +29,11 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 from furiosa_llm.backend_rngd.isa.layout import RowsLayout, plain
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
 from furiosa_llm.runtime_sim import dma_values
-from furiosa_llm.runtime_sim.dma_values import bind_dma
+from furiosa_llm.runtime_sim.dma_values import Sides, bind_dma
 from furiosa_llm.runtime_sim.exec_values import bind_exec
 from furiosa_llm.runtime_sim.hbm import Parameter, PlacedRoom
 from furiosa_llm.runtime_sim.memory import ChipMemory
+from furiosa_llm.runtime_sim.ranks import Rank
 from furiosa_llm.runtime_sim.weights import WeightCache
 
 ROWS, COLUMNS = 16, 64
@@ -62,7 +63,7 @@ def make_parameters() -> list[Parameter]:
             end=values.shape,
             layout=layout,
         )
-        parameter = Parameter(number, relocation, room)
+        parameter = Parameter(number, relocation, 0, room)
         parameter.source = lambda name, values=values: values
         found.append(parameter)
     return found
@@ -136,7 +137,8 @@ class Both:
         if isinstance(command, Dma):
             plan = plan_dma(command, "test")
             addresses = [command.source.base, command.destination.base]
-            step = bind_dma(plan, addresses, self.regions, self.memory, self.weights, str)
+            sides = Sides.of(command, 0, [Rank(self.memory, self.regions)])
+            step = bind_dma(plan, addresses, sides, self.weights, str)
             self._copy_rows(command)
         else:
             pass_plan = plan_exec(command, "test")
