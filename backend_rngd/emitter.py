@@ -34,6 +34,7 @@ from .isa.layout import FeatureOrder, features_per_slice
 from .isa.plan import SLICE_ADDRESS_BYTES, Memory
 from .isa.rules import SLICES_PER_PE, TRF_BYTES
 from .rngd import AllocOp, BufferType, DmaOp, ExecOp, RepeatOp
+from .token_groups import unit_positions, unit_stride
 
 UNROLL_LIMIT = 8
 """Longest loop that is written out: only straight code overlaps from one turn to the next."""
@@ -82,25 +83,55 @@ class Activation:
 
     Padding positions up to the end of the last slice pair in use are zero, so that a product
     may read them.
+
+    With `groups` > 1 every group of R neighbouring slices has M tokens of its own. Positions are
+    cut into units of C, or of a chunk; slice r of a group holds [unit][M][position], the units r,
+    r + R, ... (`token_groups`).
     """
 
     ref: Ref
     order: FeatureOrder
     tokens: int
     dtype: DType = DType.BF16
+    groups: int = 1
 
     @property
     def per_slice(self) -> int:
-        """C, features per slice and token."""
+        """C, features per slice and token if all slices divide them."""
         return features_per_slice(self.order)
 
     @property
+    def ring(self) -> int:
+        """Slices that hold a token."""
+        return SLICES_PER_PE // self.groups
+
+    @property
+    def unit(self) -> int:
+        """Positions of a token that stand together in a slice."""
+        return self.per_slice if self.groups == 1 else unit_positions(self.order, self.ring)
+
+    @property
+    def units(self) -> int:
+        """Units in a slice."""
+        return -(-self.slices_used * self.per_slice // (self.unit * self.ring))
+
+    @property
     def row_bytes(self) -> int:
-        return self.dtype.bytes_for(self.per_slice)
+        return self.dtype.bytes_for(self.unit)
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes from one unit to the next."""
+        return unit_stride(self.tokens * self.row_bytes, self.row_bytes)
 
     @property
     def size_bytes(self) -> int:
-        return self.tokens * self.row_bytes
+        return (self.units - 1) * self.unit_bytes + self.tokens * self.row_bytes
+
+    def place(self, position: int) -> Ref:
+        """Where one of a slice's positions stands, for the first token."""
+        unit, inside = divmod(position, self.unit)
+        return self.ref.at(unit * self.unit_bytes + self.dtype.bytes_for(inside))
 
     @property
     def slices_used(self) -> int:
@@ -111,6 +142,17 @@ class Activation:
     def slices_read(self) -> int:
         """Slices whose positions a product sums over: an even number, for whole 64 B packets."""
         return self.slices_used + self.slices_used % 2
+
+
+@dataclass(frozen=True)
+class SplitActivation(Activation):
+    """An activation whose units are buffers of their own, so that each lives as long as needed."""
+
+    refs: tuple[Ref, ...] = ()
+
+    def place(self, position: int) -> Ref:
+        unit, inside = divmod(position, self.unit)
+        return self.refs[unit].at(self.dtype.bytes_for(inside))
 
 
 @dataclass
@@ -140,11 +182,28 @@ class Emitter:
         return self.alloc(Memory.TRF, half if size_bytes <= half else TRF_BYTES, "trf")
 
     def activation(
-        self, order: FeatureOrder, tokens: int, label: str, dtype: DType = DType.BF16
+        self,
+        order: FeatureOrder,
+        tokens: int,
+        label: str,
+        dtype: DType = DType.BF16,
+        groups: int = 1,
     ) -> Activation:
-        """A buffer in data memory for `tokens` rows of features."""
-        size_bytes = tokens * dtype.bytes_for(features_per_slice(order))
-        return Activation(self.alloc(Memory.DM, size_bytes, label), order, tokens, dtype)
+        """A buffer in data memory for `tokens` rows of features, for so many in each group."""
+        nowhere = Ref(Block(arg_types=[BufferType(Memory.DM, 0)]).args[0])
+        shape = Activation(nowhere, order, tokens, dtype, groups)
+        return replace(shape, ref=self.alloc(Memory.DM, shape.size_bytes, label))
+
+    def split_activation(
+        self, order: FeatureOrder, tokens: int, label: str, groups: int
+    ) -> SplitActivation:
+        """The same with a buffer for each unit."""
+        nowhere = Ref(Block(arg_types=[BufferType(Memory.DM, 0)]).args[0])
+        shape = SplitActivation(nowhere, order, tokens, groups=groups)
+        size = tokens * shape.row_bytes
+        return replace(
+            shape, refs=tuple(self.alloc(Memory.DM, size, label) for _ in range(shape.units))
+        )
 
     def loop(self, count: int, straight: int = UNROLL_LIMIT) -> Iterator[Index]:
         """Turns of a loop; the body of one of over `straight` is emitted once, inside a repeat."""

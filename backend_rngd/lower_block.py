@@ -42,6 +42,7 @@ from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds
 from .kernels.cache import write_cache
 from .kernels.linear import Product, check_tiling, linear
+from .kernels.linear_groups import product_type
 from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
@@ -208,15 +209,16 @@ def _is_read_by_heads(value: SSAValue) -> bool:
     return True
 
 
-def _module(op: Operation) -> str:
+def module_of(op: Operation) -> str:
+    """The path of the module that an operator belongs to."""
     found = provenance.read(op.location)
     return found.module if found else ""
 
 
-def _parts(body: Block) -> dict[Operation, int]:
+def parts_of_modules(body: Block) -> dict[Operation, int]:
     """Numbers of the products whose module has several, in the order of the function."""
     products = [op for op in body.ops if isinstance(op, nn.LinearOp)]
-    modules = [_module(op) for op in products]
+    modules = [module_of(op) for op in products]
     return {
         op: modules[: i + 1].count(module)
         for i, (op, module) in enumerate(zip(products, modules, strict=True))
@@ -233,6 +235,8 @@ class _ChunkState:
 
     chunk: Chunk
     values: dict[SSAValue, Activation] = field(default_factory=dict)
+    parked: set[SSAValue] = field(default_factory=set)
+    """Residuals that stand in HBM until they are added."""
     angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
     """Rotary angles that are in data memory, with their positions and the table they are from."""
 
@@ -255,6 +259,8 @@ class BlockLowering:
     """The operators that this block is for; None: all of the function."""
     crossings: dict[SSAValue, Crossing] = field(default_factory=dict)
     """What earlier segments have left in HBM; this one adds its own."""
+    groups: int = 1
+    """Groups of slices that have a part of the chunk's tokens each."""
     needs: list[Need] = field(default_factory=list)
     block: Block = field(default_factory=Block)
     starts: list[int] = field(default_factory=list)
@@ -266,7 +272,7 @@ class BlockLowering:
         self.emit = Emitter(self.block)
         self.orders = feature_orders(self.body)
         self.wide = _wide_values(self.body, self.logits)
-        self.parts = _parts(self.body)
+        self.parts = parts_of_modules(self.body)
 
     def run(self) -> LoweredBlock:
         """Emit the block."""
@@ -335,13 +341,15 @@ class BlockLowering:
             read = any(use.operation not in own for use in value.uses)
             if not (here and read) or isinstance(value.owner, func.ReturnOp):
                 continue
-            assert x.dtype == DType.BF16, x
-            crossing = self.crossings.setdefault(
-                value, Crossing(len(self.crossings), x.order, self.shape.all_tokens)
-            )
-            first = self.chunk.first(self.shape)
-            out = self.need(crossing, first * x.row_bytes)
-            rows.store_rows(self.emit, x, out, self.shape.all_tokens, 0, x.slices_read)
+            self._store_crossing(value, x)
+
+    def _store_crossing(self, value: SSAValue, x: Activation) -> None:
+        assert x.dtype == DType.BF16, x
+        crossing = self.crossings.setdefault(
+            value, Crossing(len(self.crossings), x.order, self.shape.all_tokens)
+        )
+        out = self.need(crossing, self.chunk.first(self.shape) * x.row_bytes)
+        rows.store_rows(self.emit, x, out, self.shape.all_tokens, 0, x.slices_read)
 
     def parameter(self, value: SSAValue, layout: Layout) -> Ref:
         """A weight, or a slice of one, in the layout that a kernel reads."""
@@ -403,6 +411,7 @@ class BlockLowering:
                 0,
                 self.chunk.count,
                 SLICES_PER_PE if crossing is None else used + used % 2,
+                self.groups,
             )
         return self.values[value]
 
@@ -463,11 +472,29 @@ class BlockLowering:
         residual = self._of(fusion.other)
         if residual.order != key.out:
             return False
-        y = self._output(fusion.linear)
+        if fusion.other in self._now.parked:
+            residual = self._fetched(fusion.other, residual)
+        # A tile of the sum takes the place of the residual's, if nobody else wants it.
+        y = residual if _is_last_use(fusion.other, op) else self._output(fusion.linear)
         product = self._product(fusion.linear, replace(key, residual=True), y)
         linear(replace(product, residual=residual))
+        if self.groups > 1 and not _is_returned(op.results[0]):
+            self._park(op.results[0], y)
         self.values[op.results[0]] = product.y
         return True
+
+    def _park(self, value: SSAValue, x: Activation) -> None:
+        """Store a residual, which would fill data memory until it is added."""
+        self._store_crossing(value, x)
+        self._now.parked.add(value)
+
+    def _fetched(self, value: SSAValue, x: Activation) -> Activation:
+        """A parked residual, each unit for itself."""
+        first = self.chunk.first(self.shape) * x.row_bytes
+        back = self.emit.split_activation(x.order, x.tokens, "residual", x.groups)
+        source = self.need(self.crossings[value], first)
+        rows.load_groups(self.emit, source, back, self.shape.all_tokens, 0)
+        return back
 
     def _key(self, op: nn.LinearOp) -> ProductKey:
         x = self._of(op.x)
@@ -478,6 +505,7 @@ class BlockLowering:
             self._dtype_of(op),
             op.bias is not None,
             may_repeat=_is_read_by_heads(op.y),
+            groups=self.groups,
         )
 
     def _order_of(self, op: nn.LinearOp) -> FeatureOrder:
@@ -488,7 +516,9 @@ class BlockLowering:
 
     def _output(self, op: nn.LinearOp) -> Activation:
         tokens = self._of(op.x).tokens
-        return self.emit.activation(self._order_of(op), tokens, "product", self._dtype_of(op))
+        return self.emit.activation(
+            self._order_of(op), tokens, "product", self._dtype_of(op), self.groups
+        )
 
     def _product(self, op: nn.LinearOp, key: ProductKey, y: Activation) -> Product:
         """The product, and the record of its tiling: the caller emits it and no other."""
@@ -510,7 +540,8 @@ class BlockLowering:
             bias = self.parameter(op.bias, VectorLayout(order=y.order, per_slice=y.per_slice))
         weight = self.parameter(op.w, layout)
         zeros = None if tiling.every_slice else self.need(Zeros(size=y.size_bytes))
-        return Product(self.emit, x, weight, y, tiling, bias, zeros=zeros, location=op.location)
+        make = product_type(tiling)
+        return make(self.emit, x, weight, y, tiling, bias, zeros=zeros, location=op.location)
 
     def _tiling(self, op: Operation, key: ProductKey) -> MatmulTiling:
         """The product's pin if there is one, else what the search finds. Raises: BCK006."""
@@ -523,7 +554,7 @@ class BlockLowering:
 
     def _product_name(self, op: Operation, key: ProductKey) -> ProductName:
         return ProductName(
-            self.function.sym_name.data, _module(op), self.parts.get(op, 0), key.tokens
+            self.function.sym_name.data, module_of(op), self.parts.get(op, 0), key.tokens
         )
 
     def _rms_norm(self, op: nn.RmsNormOp) -> Activation:
@@ -634,6 +665,19 @@ class BlockLowering:
                 assert x.order == plain(x.order.features), x.order
                 out = self.need(result, first * x.row_bytes)
                 rows.store_rows(self.emit, x, out, all_tokens, 0)
+
+
+def _is_last_use(value: SSAValue, op: Operation) -> bool:
+    """Whether nothing after `op` reads a value."""
+    users = {use.operation for use in value.uses}
+    block = op.parent_block()
+    assert block is not None
+    last = [other for other in block.ops if other in users][-1]
+    return last is op
+
+
+def _is_returned(value: SSAValue) -> bool:
+    return any(isinstance(use.operation, func.ReturnOp) for use in value.uses)
 
 
 def _zero_bytes(q: Activation) -> int:

@@ -27,9 +27,11 @@ from ..ir import nn, paged
 from ..ir.types import shape_of
 from ..models.config_types import Bucket
 from .encode import content_attribute, region_content
+from .grouping import groupable
 from .isa.container import CacheIo, Relocation, TensorIo
 from .isa.container import Region as HbmRegion
 from .isa.layout import Layout, features_per_slice, heads
+from .isa.machine import load_machine
 from .isa.rules import SLICES_PER_PE
 from .kernels.rows import hidden_stride
 from .lower_block import (
@@ -39,13 +41,18 @@ from .lower_block import (
     LoweredBlock,
     Need,
     Result,
+    feature_orders,
+    module_of,
+    parts_of_modules,
     segments,
     whole_of,
 )
 from .place import assign_addresses
 from .rngd import CallOp, DmaOp, ExecOp, ProgramOp, RegionOp, RepeatOp
 from .supported import unsupported
-from .tiling import Pins, parse_pins
+from .tiling import Pins, ProductName, parse_pins, pinned
+from .tiling_search import block_cycles
+from .token_groups import GROUPS
 from .tokens import (
     INDEX_BYTES,
     SEQUENCE_CHUNK_TOKENS,
@@ -106,6 +113,40 @@ class _FunctionLowering:
     def chunked(self, segment: list[Operation] | None, suffix: str) -> list[LoweredBlock]:
         """A segment's chunks, or the whole function's. Raises: BCK003."""
         name = self.function.sym_name.data + suffix
+        wanted = self._pinned_groups(segment or [])
+        grouped = self._in_groups(segment, name) if segment and wanted != {1} else None
+        if grouped is not None and wanted:
+            return grouped
+        alone = self._in_chunks(segment, name)
+        return alone if grouped is None or _cycles(alone) <= _cycles(grouped) else grouped
+
+    def _pinned_groups(self, segment: list[Operation]) -> set[int]:
+        """The groups that pins ask for."""
+        name, parts = self.function.sym_name.data, parts_of_modules(self.function.body.block)
+        tokens = {part.count // GROUPS for part in self._parts_of_groups(segment)}
+        products = [op for op in segment if isinstance(op, nn.LinearOp)]
+        pins = [
+            pinned(self.pins, ProductName(name, module_of(op), parts.get(op, 0), count))
+            for op in products
+            for count in tokens
+        ]
+        return {tiling.groups for tiling in pins if tiling is not None}
+
+    def _parts_of_groups(self, segment: list[Operation]) -> list[Chunk]:
+        return _chunks(segment, self.shape, GROUPS * CHUNK_TOKENS[0])
+
+    def _in_groups(self, segment: list[Operation], name: str) -> list[LoweredBlock] | None:
+        """With the tokens divided over groups of slices; None if that is not possible."""
+        parts = self._parts_of_groups(segment)
+        orders = feature_orders(self.function.body.block)
+        if not parts or not all(groupable(segment, orders, part.count) for part in parts):
+            return None
+        try:
+            return self._blocks(segment, name, [[part] for part in parts], GROUPS)
+        except errors.MemoryFull:
+            return None
+
+    def _in_chunks(self, segment: list[Operation] | None, name: str) -> list[LoweredBlock]:
         full: errors.MemoryFull | None = None
         for limit in CHUNK_TOKENS:
             parts = _chunks(self.ops if segment is None else segment, self.shape, limit)
@@ -129,7 +170,7 @@ class _FunctionLowering:
         for together in self._chunks_together(segment, name, parts):
             groups = [parts[i : i + together] for i in range(0, len(parts), together)]
             try:
-                return self._grouped(segment, name, groups)
+                return self._blocks(segment, name, groups)
             except errors.MemoryFull:
                 if together == 1:
                     raise
@@ -153,13 +194,17 @@ class _FunctionLowering:
         most = max(1, MOST_COMMANDS // commands)
         return [n for n in range(most, 0, -1) if len(parts) % n == 0]
 
-    def _grouped(
-        self, segment: list[Operation] | None, name: str, groups: list[list[Chunk]]
+    def _blocks(
+        self,
+        segment: list[Operation] | None,
+        name: str,
+        together: list[list[Chunk]],
+        groups: int = 1,
     ) -> list[LoweredBlock]:
         blocks: list[LoweredBlock] = []
-        for i, group in enumerate(groups):
-            part_name = name if len(groups) == 1 else f"{name}_part_{i}"
-            found = self._block(segment, part_name, group)
+        for i, parts in enumerate(together):
+            part_name = name if len(together) == 1 else f"{name}_part_{i}"
+            found = self._block(segment, part_name, parts, groups)
             same = next((other for other in blocks if _same_code(found, other)), None)
             if same is not None:
                 found.op = same.op
@@ -169,19 +214,26 @@ class _FunctionLowering:
         return blocks
 
     def _block(
-        self, segment: list[Operation] | None, name: str, group: list[Chunk]
+        self, segment: list[Operation] | None, name: str, parts: list[Chunk], groups: int = 1
     ) -> LoweredBlock:
         return BlockLowering(
             name,
             self.function,
             self.shape,
-            group,
+            parts,
             self.logits,
             self.pins,
             self.compare,
             segment,
             self.crossings,
+            groups,
         ).run()
+
+
+def _cycles(blocks: list[LoweredBlock]) -> float:
+    """What the calls of the blocks are predicted to cost."""
+    machine = load_machine()
+    return sum(block_cycles(block.op.body.block, machine).score for block in blocks)
 
 
 def _same_code(block: LoweredBlock, other: LoweredBlock) -> bool:

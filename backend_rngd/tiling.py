@@ -61,6 +61,8 @@ class MatmulTiling:
     """Walk slices inside rows, so that HBM is read in runs of the load's rows of one chunk."""
     every_slice: bool = True
     """Load weights for all slices; else only for those that hold features, and zero the others."""
+    groups: int = 1
+    """Groups of slices that have tokens of their own; `tokens` are those of one."""
     predicted: Cycles | None = None
     """Filled by the search; not part of what a pin prescribes."""
 
@@ -110,6 +112,7 @@ def parse_tiling(text: str, where: str) -> MatmulTiling:
         k_split=values.get("k_split", 1),
         run_per_row=bool(values.get("run_per_row", False)),
         every_slice=bool(values.get("every_slice", True)),
+        groups=values.get("groups", 1),
         predicted=Cycles(**cycles) if cycles else None,
     )
 

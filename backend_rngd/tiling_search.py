@@ -18,7 +18,7 @@ from .emitter import Activation, Emitter, Ref
 from .isa.cost import dma_cost, exec_cost
 from .isa.dtypes import DType
 from .isa.instructions import Context, Dma, Exec, Sink
-from .isa.layout import FeatureOrder, features_per_slice
+from .isa.layout import FeatureOrder
 from .isa.machine import Machine
 from .isa.plan import Memory, plan_dma, plan_exec
 from .isa.rules import TRF_BYTES
@@ -27,11 +27,12 @@ from .kernels.linear import (
     GROUP,
     TILE_FEATURES,
     MatmulShape,
-    Product,
+    group_chunks,
     linear,
     shape_of_product,
 )
-from .rngd import AllocOp, BufferType, DmaOp, ExecOp, RepeatOp
+from .kernels.linear_groups import product_type
+from .rngd import AllocOp, BufferType, DmaOp, ExecOp, RepeatOp, TilingOp, WorkOp
 from .tiling import Cycles, MatmulTiling, Role
 
 LOAD_BYTES = (131072, 65536, 32768, 16384)
@@ -56,20 +57,17 @@ class ProductKey:
     residual: bool = False
     may_repeat: bool = False
     """Whether slices without features may hold copies of others."""
+    groups: int = 1
+    """Groups of slices that have `tokens` of their own."""
 
     @property
     def shape(self) -> MatmulShape:
-        return shape_of_product(
-            self._activation(self.x),
-            self.out,
-            features_per_slice(self.out),
-            self.dtype,
-            self.may_repeat,
-        )
+        x, y = self._activation(self.x), self._activation(self.out, self.dtype)
+        return shape_of_product(x, y, self.may_repeat)
 
-    def _activation(self, order: FeatureOrder) -> Activation:
+    def _activation(self, order: FeatureOrder, dtype: DType = DType.BF16) -> Activation:
         block = Block(arg_types=[BufferType(Memory.HBM, 0)])
-        return Activation(Ref(block.args[0]), order, self.tokens)
+        return Activation(Ref(block.args[0]), order, self.tokens, dtype, self.groups)
 
 
 def search(key: ProductKey, machine: Machine) -> MatmulTiling:
@@ -111,6 +109,9 @@ def score(tiling: MatmulTiling) -> float:
 
 def candidates(shape: MatmulShape) -> Iterator[MatmulTiling]:
     """Tilings that are worth a price, in a fixed order."""
+    if shape.groups > 1:
+        yield from _groups_stream(shape)
+        return
     yield from _weights_stream(shape, shape.parts)
     yield from _tokens_stream(shape, shape.parts)
 
@@ -170,6 +171,26 @@ def _tokens_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
                 yield replace(base, load_chunks=command * times)
 
 
+def _groups_stream(shape: MatmulShape) -> Iterator[MatmulTiling]:
+    chunks, chunk_bytes = group_chunks(shape)
+    parts = -(-chunks * chunk_bytes // (TRF_BYTES // 2 // TILE_FEATURES))
+    command = -(-chunks // parts)
+    base = MatmulTiling(
+        Role.TOKENS,
+        shape.tokens,
+        TILE_FEATURES,
+        TILE_FEATURES,
+        chunks,
+        command,
+        shape.parts,
+        groups=shape.groups,
+    )
+    yield base
+    for times in (1, 2):
+        if command * times < chunks and not shape.by_chunk:
+            yield replace(base, load_chunks=command * times)
+
+
 # --- prices ---
 
 
@@ -178,18 +199,24 @@ def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
     block = Block()
     emit = Emitter(block)
     weight, vector, zeros = (Ref(block.insert_arg(BufferType(Memory.HBM, 0), i)) for i in range(3))
-    x = emit.activation(key.x, key.tokens, "x")
-    product = Product(
+    x = emit.activation(key.x, key.tokens, "x", groups=key.groups)
+    residual = emit.activation(key.out, key.tokens, "residual", groups=key.groups)
+    product = product_type(tiling)(
         emit,
         x,
         weight,
-        emit.activation(key.out, key.tokens, "y", key.dtype),
+        emit.activation(key.out, key.tokens, "y", key.dtype, key.groups),
         tiling,
         bias=vector if key.bias else None,
-        residual=emit.activation(key.out, key.tokens, "residual") if key.residual else None,
+        residual=residual if key.residual else None,
         zeros=zeros,
     )
     linear(product)
+    return block_cycles(block, machine)
+
+
+def block_cycles(block: Block, machine: Machine) -> Cycles:
+    """What the commands of a block cost, as far as they overlap in their order."""
     return _Price(machine).of(block)
 
 
@@ -241,7 +268,7 @@ class _Price:
                     self._end += (turns - 1) * (self._end - start)
                     self._free = dict.fromkeys(self._free, self._end)
                 case _:
-                    assert isinstance(op, AllocOp), op.name
+                    assert isinstance(op, AllocOp | WorkOp | TilingOp), op.name
 
     def _run(
         self,

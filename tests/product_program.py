@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -24,7 +25,8 @@ from furiosa_llm.backend_rngd.isa.layout import (
 )
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
-from furiosa_llm.backend_rngd.kernels.linear import Product, linear
+from furiosa_llm.backend_rngd.kernels.linear import linear
+from furiosa_llm.backend_rngd.kernels.linear_groups import product_type
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
 from furiosa_llm.backend_rngd.tile import TilePass
@@ -40,10 +42,11 @@ SLICES = 64
 def run_product(
     key: ProductKey, tiling: MatmulTiling, x: Array, w: Array, bias: Array, residual: Array
 ) -> Array:
-    """y [M, N] as f32; x [M, K], w [N, K], bias [N], residual [M, N] are bf16."""
+    """y [M, N] as f32, M of all groups; x [M, K], w [N, K], bias [N], residual [M, N] are bf16."""
     module = ModuleOp([])
     module.body.block.add_op(ProgramOp("decode:1,8"))
     per_slice = features_per_slice(key.out)
+    rows = key.tokens * key.groups
     layouts: dict[str, Layout] = {
         "w": RowsLayout(
             out=key.out,
@@ -56,8 +59,8 @@ def run_product(
     }
     tensors = {"w": w, "bias": bias}
     regions = [
-        HbmRegion(name="x", input=_hidden("x", key.x, key.tokens, "bf16")),
-        HbmRegion(name="residual", input=_hidden("residual", key.out, key.tokens, "bf16")),
+        HbmRegion(name="x", input=_hidden("x", key.x, rows, "bf16")),
+        HbmRegion(name="residual", input=_hidden("residual", key.out, rows, "bf16")),
         *(
             HbmRegion(
                 name=name,
@@ -71,8 +74,8 @@ def run_product(
             )
             for name, layout in layouts.items()
         ),
-        HbmRegion(name="zeros", derived=Zeros(size=4 * key.tokens * per_slice)),
-        HbmRegion(name="y", output=_hidden("y", key.out, key.tokens, key.dtype.name.lower())),
+        HbmRegion(name="zeros", derived=Zeros(size=4 * rows * per_slice)),
+        HbmRegion(name="y", output=_hidden("y", key.out, rows, key.dtype.name.lower())),
     ]
     ops = [RegionOp(r.name, content_attribute(r)) for r in regions]
     block = Block(arg_types=[BufferType(Memory.HBM, 0)] * len(ops))
@@ -103,25 +106,53 @@ def _emit(
     zeros: Ref,
     y: Ref,
 ) -> None:
-    product = Product(
+    product = product_type(tiling)(
         emit,
-        _loaded(emit, x, key.x, key.tokens),
+        _loaded(emit, x, key.x, key),
         w,
-        emit.activation(key.out, key.tokens, "y", key.dtype),
+        emit.activation(key.out, key.tokens, "y", key.dtype, key.groups),
         tiling,
         bias=bias if key.bias else None,
-        residual=_loaded(emit, residual, key.out, key.tokens) if key.residual else None,
+        residual=_loaded(emit, residual, key.out, key) if key.residual else None,
         zeros=zeros,
     )
     linear(product)
-    size = product.y.size_bytes
-    emit.dma([(SLICES, SLICE_ADDRESS_BYTES, size)], size, product.y.ref, y)
+    for loops, run, inside, outside in _group_runs(product.y):
+        back = [(n, b, a) for n, a, b in loops]
+        emit.dma(back, run, inside, y.at(outside))
+    if key.groups > 1 and product.y.slices_used < SLICES:
+        size = key.tokens * key.groups * key.dtype.bytes_for(product.y.per_slice)
+        buffer = emit.alloc(Memory.DM, size, "zeros")
+        emit.dma([(SLICES, 0, SLICE_ADDRESS_BYTES)], size, zeros, buffer)
+        rest = SLICES - product.y.slices_used
+        emit.dma(
+            [(rest, SLICE_ADDRESS_BYTES, size)], size, buffer, y.at(product.y.slices_used * size)
+        )
 
 
-def _loaded(emit: Emitter, source: Ref, order: FeatureOrder, tokens: int) -> Activation:
-    x = emit.activation(order, tokens, "x")
-    emit.load_slices(source, x.ref, x.size_bytes)
+def _loaded(emit: Emitter, source: Ref, order: FeatureOrder, key: ProductKey) -> Activation:
+    x = emit.activation(order, key.tokens, "x", groups=key.groups)
+    for loops, run, inside, outside in _group_runs(x):
+        emit.dma(loops, run, source.at(outside), inside)
     return x
+
+
+def _group_runs(x: Activation) -> Iterator[tuple[list[tuple[int, int, int]], int, Ref, int]]:
+    """(loops, run, place in DM, place in HBM) of x, which HBM holds as [slice, M, C]."""
+    all_rows = x.tokens * x.groups
+    row = x.dtype.bytes_for(x.per_slice)
+    pieces = x.per_slice // x.unit
+    for number in range(x.units if x.groups > 1 else 1):
+        outside = number * x.ring // pieces * all_rows * row
+        of_piece = row // pieces
+        slices = SLICES if x.groups == 1 else min(x.ring // pieces, x.slices_used)
+        loops = [
+            (slices, all_rows * row, pieces * SLICE_ADDRESS_BYTES),
+            (pieces, of_piece, SLICE_ADDRESS_BYTES),
+            (x.groups, x.tokens * row, x.ring * SLICE_ADDRESS_BYTES),
+            (x.tokens, row, of_piece),
+        ]
+        yield loops, of_piece, x.place(number * x.unit), outside
 
 
 def _hidden(name: str, order: FeatureOrder, tokens: int, dtype: Any) -> TensorIo:

@@ -21,7 +21,7 @@ from ..isa.instructions import (
     Switch,
     Topology,
 )
-from ..isa.layout import CHUNK
+from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE
 
@@ -40,13 +40,28 @@ def write_cache(
     """
     assert k.order.padded == v.order.padded, (k.order, v.order)
     slot_bytes = k.order.heads * 4 * k.order.padded
-    turns = -(-k.tokens // SLICES_PER_PE)
+    turns = -(-k.tokens // k.ring)
     rows = emit.alloc(Memory.DM, turns * slot_bytes, "cache_rows")
     for x, offset in ((k, 0), (v, 2 * k.order.padded)):
-        if _suits_switch(x):
+        if x.groups > 1 or _suits_switch(x):
             _switch(emit, x, rows.at(offset), slot_bytes)
         else:
             _collect(emit, x, rows.at(offset), slot_bytes)
+    if k.groups > 1:
+        emit.gather(
+            [
+                (k.groups, k.ring * SLICE_ADDRESS_BYTES, 0, k.tokens * slot_index_bytes),
+                (turns, slot_bytes, 0, k.ring * slot_index_bytes),
+                (k.ring, SLICE_ADDRESS_BYTES, 0, slot_index_bytes),
+            ],
+            slot_bytes,
+            rows,
+            cache,
+            index=slots,
+            row_bytes=slot_bytes,
+            scatter=True,
+        )
+        return
     for first in range(0, k.tokens, SLICES_PER_PE):
         tokens = min(SLICES_PER_PE, k.tokens - first)
         emit.gather(
@@ -77,20 +92,23 @@ def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:
     """
     head_bytes, run = 4 * x.order.padded, min(x.per_slice, x.order.padded)
     parts, heads = x.order.padded // run, x.per_slice // run
-    digit = Digit(shift=0, bits=(min(x.tokens, SLICES_PER_PE) - 1).bit_length(), bytes=x.row_bytes)
-    switch = Switch(Topology.INTER_TRANSPOSE, SLICES_PER_PE, (digit,))
+    ring = x.ring
+    digit = Digit(shift=0, bits=(min(x.tokens, ring) - 1).bit_length(), bytes=x.row_bytes)
+    switch = Switch(Topology.INTER_TRANSPOSE, ring, (digit,))
     if digit.bits == 0:
-        switch = Switch(Topology.BROADCAST01, SLICES_PER_PE)
+        switch = Switch(Topology.BROADCAST01, ring)
+    heads_of_unit = x.order.heads // x.units
     emit.exec(
         Context.SUB,
         [
             Counter(
-                max(1, x.tokens // SLICES_PER_PE),
-                a=SLICES_PER_PE * x.row_bytes,
+                max(1, x.tokens // ring),
+                a=ring * x.row_bytes,
                 commit=slot_bytes,
             ),
+            Counter(x.units, a=x.unit_bytes, commit=heads_of_unit * head_bytes),
             Counter(
-                x.order.heads // heads,
+                heads_of_unit // heads,
                 birth=Birth.SLICE,
                 slices=parts,
                 commit=heads * head_bytes,
@@ -105,6 +123,14 @@ def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:
         commit=Commit(columns=CHUNK, column_stride=2),
         switch=switch,
     )
+
+
+def collects_in_groups(order: FeatureOrder, ring: int, tokens: int) -> bool:
+    """Whether the switch can bring a token's heads together: units of whole heads, or one unit."""
+    per_slice = features_per_slice(order)
+    used, parts = order.positions // per_slice, order.padded // per_slice
+    whole = per_slice * parts == order.padded and used * per_slice == order.positions
+    return whole and tokens % ring == 0 and (used <= ring or ring % parts == 0)
 
 
 def _collect(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:

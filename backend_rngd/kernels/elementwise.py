@@ -44,7 +44,8 @@ UNARY: Mapping[str, tuple[VectorOp, ...]] = MappingProxyType(
 
 def binary(emit: Emitter, op: str, x: Activation, y: Activation, label: str) -> Activation:
     """x op y in f32, rounded once to their type. Both have one layout."""
-    assert (x.order, x.tokens, x.dtype) == (y.order, y.tokens, y.dtype), (x, y)
+    layouts = [(t.order, t.tokens, t.dtype, t.groups) for t in (x, y)]
+    assert layouts[0] == layouts[1], (x, y)
     return _pass(emit, x, y.ref, (BINARY[op],), label)
 
 
@@ -74,9 +75,9 @@ def _pass(
     label: str,
     scalar: float = 0.0,
 ) -> Activation:
-    out = emit.activation(x.order, x.tokens, label, x.dtype)
+    out = emit.activation(x.order, x.tokens, label, x.dtype, x.groups)
     step = x.dtype.bytes_for(RUN)
-    packets = x.size_bytes // step
+    packets = x.tokens * x.row_bytes // step
     rows = -(-packets // MAX_COUNT)
     while packets % rows:
         rows += 1
@@ -84,6 +85,7 @@ def _pass(
     emit.exec(
         Context.MAIN,
         [
+            Counter(x.units, a=x.unit_bytes, b=x.unit_bytes if other else 0, commit=x.unit_bytes),
             Counter(rows, a=row_bytes, b=row_bytes if other else 0, commit=row_bytes),
             Counter(packets // rows, a=step, b=step if other else 0, commit=step),
         ],

@@ -13,7 +13,8 @@ from xdsl.dialects.builtin import LocationAttr
 from ... import errors
 from ..emitter import Activation, Emitter, Ref, power_of_two_at_least
 from ..isa.dtypes import DType
-from ..isa.layout import CHUNK, FeatureOrder
+from ..isa.instructions import Counter, Fate
+from ..isa.layout import CHUNK
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 from ..tiling import MatmulTiling, Role
@@ -44,6 +45,12 @@ class MatmulShape:
     dtype: DType = DType.BF16
     may_repeat: bool = False
     """Whether slices without features may hold copies of others, as those of heads may."""
+    groups: int = 1
+    """Groups of slices that have tokens of their own, so many each."""
+    k_units: int = 1
+    """Units of K in a slice of such a group (`token_groups`)..."""
+    by_chunk: bool = False
+    """...which are chunks."""
 
     @property
     def k(self) -> int:
@@ -57,19 +64,19 @@ class MatmulShape:
         return SLICES_PER_PE // power_of_two_at_least(self.slices_read)
 
 
-def shape_of_product(
-    x: Activation, out: FeatureOrder, per_slice: int, dtype: DType, may_repeat: bool
-) -> MatmulShape:
-    """The shape of x · wᵀ with `out` spread over the slices."""
-    used = -(-out.positions // per_slice)
+def shape_of_product(x: Activation, y: Activation, may_repeat: bool) -> MatmulShape:
+    """The shape of y = x · wᵀ."""
     return MatmulShape(
         tokens=x.tokens,
-        per_slice=per_slice,
-        slices_read=used + used % 2,
+        per_slice=y.per_slice,
+        slices_read=y.slices_read,
         k_slices=x.slices_read,
         k_chunks=x.per_slice // CHUNK,
-        dtype=dtype,
+        dtype=y.dtype,
         may_repeat=may_repeat,
+        groups=x.groups,
+        k_units=x.units,
+        by_chunk=x.unit < x.per_slice,
     )
 
 
@@ -88,6 +95,11 @@ class Product:
     """HBM zeros, enough for a slice of y; needed when not every slice gets weights."""
     location: LocationAttr | None = None
     """Of its commands, where products take turns."""
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 16 features per slice."""
+        return self.y.units * self.y.unit // TILE_FEATURES
 
     @property
     def parts(self) -> int:
@@ -154,6 +166,35 @@ class Product:
         emit.dma(loops, run, first.at(chunk * hbm_chunk), buffer)
         return buffer
 
+    def loaded_at(self, weights: Ref, tile: int, chunk: int) -> Ref:
+        """Where a tile's weights from a chunk on lie in a load of some."""
+        return weights.at(TILE_FEATURES * (tile * self.row_bytes + chunk * self.chunk_bytes))
+
+    def fill_counters(self, chunks: int) -> list[Counter]:
+        """The walk over a row of loaded weights that puts it in the register file."""
+        return [
+            Counter(chunks, a=TILE_FEATURES * self.chunk_bytes, trf=self.chunk_bytes),
+            Counter(self.k_slices, a=CHUNK_BYTES, trf=CHUNK_BYTES),
+        ]
+
+    @property
+    def loaded_row_bytes(self) -> int:
+        """Bytes from one row of loaded weights to the next."""
+        return self.chunk_bytes
+
+    def stream_counters(self, chunks: int) -> list[Counter]:
+        """The walk over the positions of a token that the slice holds."""
+        return [Counter(chunks, fate=Fate.MSUM, a=CHUNK_BYTES, trf=self.chunk_bytes)]
+
+    def chunk_offset(self, chunk: int) -> int:
+        """Bytes from a token's first position to those of a chunk."""
+        return chunk * CHUNK_BYTES
+
+    def load_bias(self) -> Ref:
+        """The bias of a slice's features."""
+        assert self.bias is not None
+        return load_vector(self.emit, self.bias, self.y.per_slice)
+
     def weight_row(self, feature: int) -> Ref:
         """Where a slice's row of weights for its output position `feature` lies in HBM."""
         group, row = divmod(feature, GROUP)
@@ -205,6 +246,10 @@ def _objection(shape: MatmulShape, tiling: MatmulTiling) -> str | None:
     parts = t.k_split
     if parts != shape.parts:
         return f"k_split is {parts}, but the weights lie in HBM for {shape.parts}"
+    if t.groups != shape.groups:
+        return f"groups is {t.groups}, but its neighbours' is {shape.groups}"
+    if t.groups > 1:
+        return _objection_in_groups(shape, t)
     if min(t.tokens, t.rows, t.load_rows, t.load_chunks, t.command_chunks) < 1:
         return "tokens, rows and chunks are at least 1"
     if not t.every_slice and (parts > 1 or shape.slices_read == SLICES_PER_PE):
@@ -239,3 +284,27 @@ def _objection(shape: MatmulShape, tiling: MatmulTiling) -> str | None:
     if t.load_chunks < shape.k_chunks and t.load_rows != TILE_FEATURES:
         return f"a load of some chunks of K has load_rows={TILE_FEATURES}"
     return None
+
+
+def _objection_in_groups(shape: MatmulShape, t: MatmulTiling) -> str | None:
+    chunks, chunk_bytes = group_chunks(shape)
+    loads = {chunks} if shape.by_chunk else range(1, shape.k_chunks + 1)
+    if t.role != Role.TOKENS or t.tokens != shape.tokens or not t.every_slice or t.run_per_row:
+        return f"groups multiply all their {shape.tokens} tokens as a tokens-stream"
+    if {t.rows, t.load_rows} != {TILE_FEATURES}:
+        return f"groups have rows and load_rows={TILE_FEATURES}"
+    if t.load_chunks not in loads or not 0 < t.command_chunks <= chunks:
+        return f"K has {chunks} chunks" + (", loaded at once" if shape.by_chunk else "")
+    if t.command_chunks * chunk_bytes * TILE_FEATURES > TRF_BYTES:
+        return f"{t.command_chunks} chunks of K do not fit the register file"
+    if t.load_chunks % t.command_chunks and t.load_chunks != chunks:
+        return "load_chunks is a multiple of command_chunks, or all chunks"
+    return None
+
+
+def group_chunks(shape: MatmulShape) -> tuple[int, int]:
+    """The parts of K that a group's command can sum alone: their number and bytes per row."""
+    ring = min(SLICES_PER_PE // shape.groups, shape.k_slices)
+    if shape.by_chunk:
+        return shape.k_units, ring * CHUNK_BYTES
+    return shape.k_chunks, shape.k_units * ring * CHUNK_BYTES

@@ -34,13 +34,12 @@ from ..isa.instructions import (
 from ..isa.layout import CHUNK
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import LANES, SLICES_PER_PE
+from ..token_groups import BANK_LINE_BYTES
 from .elementwise import BINARY, UNARY
-from .linear import CHUNK_BYTES, TILE_FEATURES, Product, load_vector
+from .linear import CHUNK_BYTES, TILE_FEATURES, Product
 
 SLOT_ROW_BYTES = 4 * TILE_FEATURES
 """f32 results of one token and tile."""
-BANK_LINE_BYTES = 128
-"""Bytes after which data memory's banks repeat."""
 LEAST_COPIED_TOKENS = 48
 """Fewer tokens than this may all be fetched from one bank; the limit of the machine is 64."""
 LEAST_EXCHANGED_TOKENS = 128
@@ -62,10 +61,19 @@ Write = Callable[[Ref], None]
 class Tile:
     """16 output features of every slice, from position `offset` of y; a place moves in loops."""
 
+    number: int
     weights: Callable[[Product, int, int], Ref]
     """A product's weights for (chunk, chunks): [chunk][row of the tile]."""
-    place: Callable[[Ref, int], Ref]
-    """Where the tile stands in a buffer of C values of so many bytes."""
+    moved: Callable[[Ref, int], Ref]
+    """The place in the loop's turn, where features have so many bytes."""
+
+    def of(self, y: Activation) -> Ref:
+        """Where the tile stands in an activation."""
+        return self.moved(y.place(self.number * TILE_FEATURES), y.dtype.bytes_for(1))
+
+    def of_vector(self, vector: Ref) -> Ref:
+        """Where it stands in bf16 values of the slice's features."""
+        return self.moved(vector.at(self.number * TILE_FEATURES * 2), 2)
 
 
 def tokens_stream(product: Product) -> None:
@@ -89,7 +97,7 @@ def gated(gate: Product, up: Product, activation: str) -> None:
         active, out = _slots(emit, y.tokens, 1), _slots(emit, y.tokens, 1)
         _elementwise(emit, y.tokens, UNARY[activation], gates, None, active)
         _elementwise(emit, y.tokens, (BINARY["nn.mul"],), active, ups, out)
-        _round(emit, y, out, tile.place(y.ref, y.dtype.bytes_for(1)))
+        _round(emit, y, out, tile.of(y))
 
 
 def _slots(emit: Emitter, tokens: int, count: int) -> Ref:
@@ -103,11 +111,12 @@ def tiles(products: Sequence[Product]) -> Iterator[Tile]:
     """The tiles of products that share y's layout and one tiling; many are a loop."""
     p = products[0]
     t = p.tiling
-    count = p.y.per_slice // TILE_FEATURES
+    count = p.tiles
     per_load = t.load_rows // TILE_FEATURES
     per_tile = len(products) * -(-p.k_chunks // t.command_chunks)
     body = max(1, BODY_PRODUCTS // (per_tile * per_load))
-    turns = count // per_load // body if count * per_tile > LOOP_PRODUCTS else 0
+    many = count * per_tile > LOOP_PRODUCTS and t.groups == 1  # units do not follow each other
+    turns = count // per_load // body if many else 0
     if turns > 1:
         step = body * per_load * TILE_FEATURES
         for turn in p.emit.loop(turns, straight=1):
@@ -160,19 +169,14 @@ def _load_tiles(
         ) -> Ref:
             """Weights from `chunk`; a load of some chunks serves the commands inside it."""
             if kept:
-                return kept[id(p)].at(
-                    TILE_FEATURES * (number * p.row_bytes + chunk * p.chunk_bytes)
-                )
+                return p.loaded_at(kept[id(p)], number, chunk)
             begin = chunk // t.load_chunks * t.load_chunks
             if (id(p), begin) not in loads:
                 size = min(t.load_chunks, k_chunks - begin)
                 loads[id(p), begin] = p.load(row_of(p, tile), TILE_FEATURES, begin, size)
-            return loads[id(p), begin].at(TILE_FEATURES * (chunk - begin) * p.chunk_bytes)
+            return p.loaded_at(loads[id(p), begin], 0, chunk - begin)
 
-        def place(ref: Ref, bytes_each: int, *, tile: int = tile) -> Ref:
-            return moved(ref.at(tile * TILE_FEATURES * bytes_each), bytes_each)
-
-        yield Tile(weights, place)
+        yield Tile(tile, weights, moved)
 
 
 # --- one product ---
@@ -193,7 +197,7 @@ def _rows_to_stream(p: Product) -> Rows:
     whole lines get a copy with a gap after each.
     """
     x = p.x
-    if x.row_bytes % BANK_LINE_BYTES or x.tokens < LEAST_COPIED_TOKENS:
+    if x.groups > 1 or x.row_bytes % BANK_LINE_BYTES or x.tokens < LEAST_COPIED_TOKENS:
         return Rows(x.ref, x.row_bytes)
     stride = x.row_bytes + CHUNK_BYTES
     copy = p.emit.alloc(Memory.DM, x.tokens * stride, "rows")
@@ -222,12 +226,12 @@ class TokensStream:
         self.x = x or _rows_to_stream(product)
         self.bias = None
         if product.bias is not None:
-            self.bias = load_vector(self.emit, product.bias, product.y.per_slice)
+            self.bias = product.load_bias()
 
     def tile(self, tile: Tile) -> None:
         """Compute the tile's features of y."""
         y = self.p.y
-        out = tile.place(y.ref, y.dtype.bytes_for(1))
+        out = tile.of(y)
         commands = self._chunks()
         if len(commands) == 1 and self.p.parts == 1 and not self._has_addends:
             self._multiply(tile, commands[0], out, y.dtype, y.row_bytes)
@@ -285,10 +289,10 @@ class TokensStream:
         found: list[Write] = []
         bias, residual = self.bias, self.p.residual
         if bias is not None:
-            found.append(lambda place: self._widen(tile.place(bias, 2), 0, place))
+            found.append(lambda place: self._widen(tile.of_vector(bias), 0, place))
         if residual is not None:
             x = residual
-            found.append(lambda place: self._widen(tile.place(x.ref, 2), x.row_bytes, place))
+            found.append(lambda place: self._widen(tile.of(x), x.row_bytes, place))
         return found
 
     def _add_up(self, writes: Sequence[Write], out: Ref, out_row_bytes: int) -> None:
@@ -321,10 +325,9 @@ class TokensStream:
         self.emit.exec(
             Context.SUB,
             [
-                Counter(TILE_FEATURES // LANES, a=LANES * p.chunk_bytes, trf=k_bytes),
-                Counter(LANES, a=p.chunk_bytes, lanes=1),
-                Counter(count, a=TILE_FEATURES * p.chunk_bytes, trf=p.chunk_bytes),
-                Counter(p.chunk_bytes // CHUNK_BYTES, a=CHUNK_BYTES, trf=CHUNK_BYTES),
+                Counter(TILE_FEATURES // LANES, a=LANES * p.loaded_row_bytes, trf=k_bytes),
+                Counter(LANES, a=p.loaded_row_bytes, lanes=1),
+                *p.fill_counters(count),
             ],
             Stream(CHUNK),
             a=weights,
@@ -345,7 +348,7 @@ class TokensStream:
             Context.MAIN,
             [
                 Counter(p.x.tokens, a=self.x.stride, commit=out_row_bytes),
-                Counter(count, fate=Fate.MSUM, a=CHUNK_BYTES, trf=p.chunk_bytes),
+                *p.stream_counters(count),
                 Counter(p.k_slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=CHUNK_BYTES),
                 Counter(
                     TILE_FEATURES // LANES,
@@ -355,7 +358,7 @@ class TokensStream:
                 ),
             ],
             Stream(CHUNK),
-            a=self.x.ref.at(first * CHUNK_BYTES),
+            a=self.x.ref.at(p.chunk_offset(first)),
             trf=trf,
             out=out,
             out_dtype=dtype,

@@ -21,7 +21,8 @@ from ..isa.instructions import (
     VectorOp,
 )
 from ..isa.plan import Memory
-from ..isa.rules import SLICES_PER_PE, VRF_BYTES
+from ..isa.rules import VRF_BYTES
+from .linear_groups import load_units
 
 RUN = 8
 """bf16 elements per packet: a cast to f32 gives a whole flit."""
@@ -36,14 +37,14 @@ def rms_norm(
     `VectorLayout(x.order)`.
     """
     features = x.order.head_dim if per_head else x.order.features
-    span = x.order.padded if per_head else SLICES_PER_PE * x.per_slice
-    group = max(1, span // x.per_slice)
+    span = x.order.padded if per_head else x.ring * x.unit
+    group = max(1, span // x.unit)
     """Slices that share one mean."""
-    parts = max(1, x.per_slice // span)
+    parts = max(1, x.unit // span)
     """Means per slice and token: whole heads in a slice."""
-    y = emit.activation(x.order, x.tokens, label)
-    w = emit.alloc(Memory.DM, x.per_slice * 2, "norm_weight")
-    emit.load_slices(weight, w, x.per_slice * 2)
+    assert x.groups == 1 or not per_head, "groups of slices hold no mean per head"
+    y = emit.activation(x.order, x.tokens, label, groups=x.groups)
+    w = load_units(emit, weight, x)
     sums = emit.alloc(Memory.DM, x.tokens * parts * 8, "square_sums")
     _square_sums(emit, x, parts, sums)
     inverse = emit.alloc(Memory.DM, x.tokens * parts * 8, "inverse_rms")
@@ -61,6 +62,7 @@ def _square_sums(emit: Emitter, x: Activation, parts: int, sums: Ref) -> None:
         Context.MAIN,
         [
             Counter(x.tokens * parts, a=part_bytes, commit=8),
+            Counter(x.units, fate=Fate.VSUM, a=x.unit_bytes),
             Counter(part_bytes // (2 * RUN), fate=Fate.VSUM, a=2 * RUN),
         ],
         Stream(RUN, cast=DType.F32),
@@ -119,6 +121,7 @@ def _scale(
         [
             Counter(tokens, a=x.row_bytes, vrf=8 * parts, commit=y.row_bytes),
             Counter(parts, a=part_bytes, b=part_bytes, vrf=8, commit=part_bytes),
+            Counter(x.units, a=x.unit_bytes, b=x.row_bytes, commit=y.unit_bytes),
             Counter(part_bytes // (2 * RUN), a=2 * RUN, b=2 * RUN, commit=2 * RUN),
         ],
         Stream(RUN, cast=DType.F32, pair=True),

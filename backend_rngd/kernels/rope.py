@@ -16,7 +16,7 @@ from ..isa.instructions import (
     Vector,
     VectorOp,
 )
-from ..isa.layout import CHUNK, ROTARY_RUN
+from ..isa.layout import CHUNK, ROTARY_RUN, FeatureOrder, features_per_slice
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE, VRF_BYTES
 
@@ -38,8 +38,9 @@ def load_angles(
     angles = emit.alloc(Memory.DM, x.tokens * angle_bytes, "angles")
     emit.gather(
         [
+            (x.groups, 0, x.ring * SLICE_ADDRESS_BYTES, x.tokens * position_bytes),
             (x.tokens, 0, angle_bytes, position_bytes),
-            (SLICES_PER_PE, angle_bytes, SLICE_ADDRESS_BYTES, 0),
+            (x.ring, angle_bytes, SLICE_ADDRESS_BYTES, 0),
         ],
         angle_bytes,
         table,
@@ -59,16 +60,31 @@ def rope(emit: Emitter, x: Activation, angles: Ref, label: str) -> Activation:
     """x · cos(angle) + partner · (± sin(angle)), in f32 and rounded once to bf16.
 
     `angles` are of x's tokens (`load_angles`), for x's order or one that goes on after x's heads.
+    The units of a group have the same angles: each of them is whole heads (`rotates_in_groups`).
     """
+    y = emit.activation(x.order, x.tokens, label, groups=x.groups)
+    for unit in range(x.units):
+        place = unit * x.unit_bytes
+        _rope_unit(emit, x, x.ref.at(place), y.ref.at(place), angles)
+    return y
+
+
+def rotates_in_groups(order: FeatureOrder, ring: int) -> bool:
+    """Whether all units of a group's slices have the angles of the first."""
+    per_slice = features_per_slice(order)
+    used = order.positions // per_slice
+    return used <= ring or ring * per_slice % order.padded == 0
+
+
+def _rope_unit(emit: Emitter, x: Activation, source: Ref, out: Ref, angles: Ref) -> None:
     angle_bytes = _angle_bytes(x)
-    y = emit.activation(x.order, x.tokens, label)
     tokens = min(x.tokens, VRF_BYTES // angle_bytes)
     whole, rest = divmod(x.tokens, tokens)
     for turn in emit.loop(whole):
         _rotate(
             emit,
-            x.ref.moved(turn, tokens * x.row_bytes),
-            y.ref.moved(turn, tokens * x.row_bytes),
+            source.moved(turn, tokens * x.row_bytes),
+            out.moved(turn, tokens * x.row_bytes),
             angles.moved(turn, tokens * angle_bytes),
             tokens,
             x.per_slice,
@@ -77,13 +93,12 @@ def rope(emit: Emitter, x: Activation, angles: Ref, label: str) -> Activation:
         first = whole * tokens
         _rotate(
             emit,
-            x.ref.at(first * x.row_bytes),
-            y.ref.at(first * x.row_bytes),
+            source.at(first * x.row_bytes),
+            out.at(first * x.row_bytes),
             angles.at(first * angle_bytes),
             rest,
             x.per_slice,
         )
-    return y
 
 
 def _rotate(emit: Emitter, x: Ref, y: Ref, angles: Ref, tokens: int, per_slice: int) -> None:

@@ -7,6 +7,8 @@ units of HBM, which cost less to write than parts of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..emitter import Activation, Emitter, Ref
 from ..isa.instructions import Commit, Context, Counter, Stream
 from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
@@ -48,11 +50,16 @@ def load_rows(
     first: int,
     tokens: int,
     slices: int = SLICES_PER_PE,
+    groups: int = 1,
 ) -> Activation:
     """Tokens first … first + tokens - 1 of a hidden state of `all_tokens` tokens.
 
-    Only the first `slices` slices get theirs.
+    Only the first `slices` slices get theirs; each group its part of the tokens.
     """
+    if groups > 1:
+        x = emit.activation(order, tokens // groups, "hidden", groups=groups)
+        load_groups(emit, hidden, x, all_tokens, first)
+        return x
     x = emit.activation(order, tokens, "hidden")
     emit.dma(
         [(slices, hidden_stride(order, all_tokens), SLICE_ADDRESS_BYTES)],
@@ -72,6 +79,12 @@ def store_rows(
     slices: int = SLICES_PER_PE,
 ) -> None:
     """The inverse of `load_rows`."""
+    if x.groups > 1:
+        for unit, place, loops in _group_runs(x, all_tokens):
+            back = [(n, inside, outside) for n, outside, inside in loops]
+            target = hidden.at(first * x.row_bytes + place)
+            emit.dma(back, x.tokens * x.row_bytes, x.place(unit * x.unit), target)
+        return
     stride = hidden_stride(x.order, all_tokens)
     whole = x.tokens == all_tokens and x.size_bytes != stride
     emit.dma(
@@ -80,6 +93,27 @@ def store_rows(
         _repeated(emit, x, stride) if whole else x.ref,
         hidden.at(first * x.row_bytes),
     )
+
+
+def load_groups(emit: Emitter, hidden: Ref, x: Activation, all_tokens: int, first: int) -> None:
+    """As `load_rows`, into an activation of groups: unit by unit, for what reads it first."""
+    for unit, place, loops in _group_runs(x, all_tokens):
+        source = hidden.at(first * x.row_bytes + place)
+        emit.dma(loops, x.tokens * x.row_bytes, source, x.place(unit * x.unit))
+
+
+def _group_runs(
+    x: Activation, all_tokens: int
+) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
+    """Per unit its number, its place in HBM, and runs: (count, stride in HBM, stride in DM)."""
+    assert x.unit == x.per_slice, "what HBM holds is cut as all slices would hold it"
+    stride = hidden_stride(x.order, all_tokens)
+    loops = [
+        (min(x.ring, x.slices_used), stride, SLICE_ADDRESS_BYTES),
+        (x.groups, x.tokens * x.row_bytes, x.ring * SLICE_ADDRESS_BYTES),
+    ]
+    for unit in range(x.units):
+        yield unit, unit * x.ring * stride, loops
 
 
 def _repeated(emit: Emitter, x: Activation, size_bytes: int) -> Ref:

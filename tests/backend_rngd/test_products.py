@@ -40,10 +40,10 @@ class Case:
         x, w, bias, residual = (
             rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
             for shape in (
-                (key.tokens, key.x.features),
+                (key.tokens * key.groups, key.x.features),
                 (key.out.features, key.x.features),
                 (key.out.features,),
-                (key.tokens, key.out.features),
+                (key.tokens * key.groups, key.out.features),
             )
         )
         found = run_product(key, self.tiling, x, w, bias, residual)
@@ -73,6 +73,18 @@ CASES = {
         plain(1024), heads(1, 64, rotary=False), 128, bias=True, may_repeat=True
     ),
     "K in several tiles": ProductKey(plain(3100), plain(1100), 21, bias=True, residual=True),
+    "groups": ProductKey(plain(2030), plain(1020), 20, bias=True, residual=True, groups=4),
+    "groups whose units are chunks": ProductKey(
+        plain(1790), plain(1020), 17, bias=True, residual=True, groups=4
+    ),
+    "results in chunks": ProductKey(plain(512), plain(1780), 24, bias=True, groups=4),
+    "heads in groups": ProductKey(
+        plain(2040), heads(4, 128, rotary=True), 16, may_repeat=True, groups=4
+    ),
+    "one head in groups": ProductKey(
+        plain(4090), heads(1, 128, rotary=False), 16, may_repeat=True, groups=4
+    ),
+    "from heads in groups": ProductKey(heads(4, 128, rotary=False), plain(1024), 33, groups=4),
     "logits": ProductKey(plain(2100), plain(333), 9, DType.F32),
     "logits of one tile": ProductKey(plain(700), plain(333), 9, DType.F32),
     "logits with a bias": ProductKey(plain(700), plain(333), 4, DType.F32, bias=True),

@@ -1,0 +1,72 @@
+"""Which operators can work on tokens that groups of slices divide (`token_groups`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from xdsl.dialects import func
+from xdsl.ir import Operation, SSAValue
+
+from ..ir import nn, paged
+from ..ir.types import shape_of
+from .isa.layout import FeatureOrder, features_per_slice, plain
+from .isa.rules import SLICES_PER_PE
+from .kernels.cache import collects_in_groups
+from .kernels.rope import rotates_in_groups
+from .supported import is_scalar
+from .token_groups import GROUPS, divides, unit_positions
+
+RING = SLICES_PER_PE // GROUPS
+TOKENS_RANK = 3
+"""Dims of a tensor that is no tensor of heads: [B, T, D]."""
+
+
+def groupable(
+    segment: Iterable[Operation], orders: Mapping[SSAValue, FeatureOrder], tokens: int
+) -> bool:
+    """Whether each operator's kernel can work on the tokens in groups."""
+    own = set(segment)
+    if tokens % (GROUPS * RING) or not any(isinstance(op, nn.LinearOp) for op in own):
+        return False
+    return all(_suits(op, orders, own, tokens // GROUPS) for op in own)
+
+
+def _suits(
+    op: Operation, orders: Mapping[SSAValue, FeatureOrder], own: set[Operation], tokens: int
+) -> bool:
+    def order(value: SSAValue) -> FeatureOrder:
+        return orders.get(value) or plain(shape_of(value)[-1])
+
+    match op:
+        case nn.LinearOp():
+            return divides(order(op.x), RING) and _holds(op.y, order(op.y), own)
+        case nn.RmsNormOp():
+            return _slices_used(order(op.x)) % RING == 0 and len(shape_of(op.x)) == TOKENS_RANK
+        case nn.RopeOp():
+            return rotates_in_groups(order(op.x), RING)
+        case paged.WriteOp():
+            return collects_in_groups(order(op.k), RING, tokens)
+        case nn.BinaryOp():
+            return is_scalar(op.b) or shape_of(op.a) == shape_of(op.b)
+        case nn.UnaryOp() | nn.ScaleOp() | nn.ReshapeOp() | nn.TransposeOp() | nn.CastOp():
+            return True
+        case func.ReturnOp():
+            # Who reads the result reads all slices, and only positions are written.
+            results = [value for value in op.operands if not isinstance(value.owner, paged.WriteOp)]
+            return all(_slices_used(order(value)) == SLICES_PER_PE for value in results)
+        case _:
+            return isinstance(op, nn.SliceOp | nn.ConstantOp)
+
+
+def _slices_used(order: FeatureOrder) -> int:
+    return -(-order.positions // features_per_slice(order))
+
+
+def _holds(value: SSAValue, order: FeatureOrder, own: set[Operation]) -> bool:
+    """Whether the slices of a group can hold a product's result, and bring it where it is read."""
+    if not divides(order, RING):
+        return False
+    leaves = any(
+        use.operation not in own or isinstance(use.operation, func.ReturnOp) for use in value.uses
+    )
+    return not leaves or unit_positions(order, RING) == features_per_slice(order)

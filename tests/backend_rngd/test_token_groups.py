@@ -1,0 +1,52 @@
+"""Prompts whose tokens are divided over groups of slices (`token_groups`)."""
+
+from __future__ import annotations
+
+import pytest
+from decoder_cases import Case, check
+from small_decoder import Decoder
+
+from furiosa_llm.backend_rngd import tile
+from furiosa_llm.backend_rngd.lower_block import LoweredBlock
+from furiosa_llm.backend_rngd.rngd import TilingOp
+from furiosa_llm.models.config_types import Bucket
+
+CASES = {
+    # 64 slices hold the hidden state, 56 what the feed-forward makes: its units are chunks.
+    "a shard's shapes": Case(
+        Decoder(
+            Bucket.prefill(1, 384),
+            hidden=1024,
+            heads=4,
+            kv_heads=1,
+            head_dim=128,
+            feed_forward=1792,
+            layers=2,
+        ),
+        (371,),
+    ),
+    "several kv heads": Case(
+        Decoder(
+            Bucket.prefill(1, 384),
+            hidden=1024,
+            heads=8,
+            kv_heads=4,
+            head_dim=64,
+            feed_forward=512,
+            bias=True,
+            layers=1,
+        ),
+        (384,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_do_not_depend_on_the_grouping(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile, "_cycles", _prefers_groups)
+    check(CASES[name])
+
+
+def _prefers_groups(blocks: list[LoweredBlock]) -> float:
+    texts = [op.record.data for b in blocks for op in b.op.walk() if isinstance(op, TilingOp)]
+    return float(not any("groups=4" in text for text in texts))
