@@ -86,7 +86,8 @@ class Activation:
 
     With `groups` > 1 every group of R neighbouring slices has M tokens of its own. Positions are
     cut into units of C, or of a chunk; slice r of a group holds [unit][M][position], the units r,
-    r + R, ... (`token_groups`).
+    r + R, ... (`token_groups`). Tokens are dealt to the groups in runs of `deal`, or each group
+    has M that follow each other.
     """
 
     ref: Ref
@@ -94,6 +95,7 @@ class Activation:
     tokens: int
     dtype: DType = DType.BF16
     groups: int = 1
+    deal: int | None = None
 
     @property
     def per_slice(self) -> int:
@@ -188,10 +190,11 @@ class Emitter:
         label: str,
         dtype: DType = DType.BF16,
         groups: int = 1,
+        deal: int | None = None,
     ) -> Activation:
         """A buffer in data memory for `tokens` rows of features, for so many in each group."""
         nowhere = Ref(Block(arg_types=[BufferType(Memory.DM, 0)]).args[0])
-        shape = Activation(nowhere, order, tokens, dtype, groups)
+        shape = Activation(nowhere, order, tokens, dtype, groups, deal)
         return replace(shape, ref=self.alloc(Memory.DM, shape.size_bytes, label))
 
     def split_activation(

@@ -11,6 +11,7 @@ from ..ir import nn, paged
 from ..ir.types import shape_of
 from .isa.layout import FeatureOrder, features_per_slice, plain
 from .isa.rules import SLICES_PER_PE
+from .kernels.attention_tiling import dealt_run
 from .kernels.cache import collects_in_groups
 from .kernels.rope import rotates_in_groups
 from .supported import is_scalar
@@ -22,17 +23,24 @@ TOKENS_RANK = 3
 
 
 def groupable(
-    segment: Iterable[Operation], orders: Mapping[SSAValue, FeatureOrder], tokens: int
+    segment: Iterable[Operation],
+    orders: Mapping[SSAValue, FeatureOrder],
+    sequences: int,
+    tokens: int,
 ) -> bool:
-    """Whether each operator's kernel can work on the tokens in groups."""
+    """Whether each operator's kernel can work on a chunk's tokens in groups."""
     own = set(segment)
-    if tokens % (GROUPS * RING) or not any(isinstance(op, nn.LinearOp) for op in own):
+    if tokens % (GROUPS * RING):
         return False
-    return all(_suits(op, orders, own, tokens // GROUPS) for op in own)
+    return all(_suits(op, orders, own, sequences, tokens // GROUPS) for op in own)
 
 
 def _suits(
-    op: Operation, orders: Mapping[SSAValue, FeatureOrder], own: set[Operation], tokens: int
+    op: Operation,
+    orders: Mapping[SSAValue, FeatureOrder],
+    own: set[Operation],
+    sequences: int,
+    tokens: int,
 ) -> bool:
     def order(value: SSAValue) -> FeatureOrder:
         return orders.get(value) or plain(shape_of(value)[-1])
@@ -44,6 +52,10 @@ def _suits(
             return _slices_used(order(op.x)) % RING == 0 and len(shape_of(op.x)) == TOKENS_RANK
         case nn.RopeOp():
             return rotates_in_groups(order(op.x), RING)
+        case paged.AttentionOp():
+            run = dealt_run(order(op.q), RING, tokens)
+            one = shape_of(op.cache)[1] == 1 and sequences == 1
+            return one and run is not None and divides(order(op.q), RING)
         case paged.WriteOp():
             return collects_in_groups(order(op.k), RING, tokens)
         case nn.BinaryOp():

@@ -39,7 +39,7 @@ from .isa.plan import Memory
 from .isa.rules import SLICES_PER_PE
 from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
-from .kernels.attention_tiling import attention_rounds
+from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache
 from .kernels.linear import Product, check_tiling, linear
 from .kernels.linear_groups import product_type
@@ -595,11 +595,14 @@ class BlockLowering:
         write_cache(self.emit, self._of(op.k), self._of(op.v), cache, slots, INDEX_BYTES)
 
     def _attention(self, op: paged.AttentionOp) -> Activation:
-        q, chunk = self._of(op.q), self.chunk
+        chunk, grouped = self.chunk, self.groups > 1
+        q = self._dealt(op.q) if grouped else self._of(op.q)
         kv_heads = shape_of(op.cache)[1]
         attended = self.shape.attended(chunk)
         table_row = self.shape.table_row_bytes
-        rounds = attention_rounds(chunk.sequences, kv_heads, attended, table_row // INDEX_BYTES)
+        # Groups of slices that share a sequence work as on so many sequences with the same keys.
+        sequences = self.groups if grouped else chunk.sequences
+        rounds = attention_rounds(sequences, kv_heads, attended, table_row // INDEX_BYTES)
         key_index = {
             (turn.splits, turn.keys): self.need(KeyIndex(splits=turn.splits, keys=turn.keys))
             for turn in rounds
@@ -607,9 +610,9 @@ class BlockLowering:
         inputs = Inputs(
             cache=self._cache(op.cache),
             block_table=self.argument(op.block_table, chunk.first_sequence * table_row),
-            table_row_bytes=table_row,
+            table_row_bytes=0 if grouped else table_row,
             lengths=self._input(op.lengths, 0, WORD_BYTES),
-            length_bytes=WORD_BYTES,
+            length_bytes=0 if grouped else WORD_BYTES,
             positions=self._positions(op.position_ids),
             position_bytes=WORD_BYTES,
             key_index=key_index,
@@ -619,12 +622,27 @@ class BlockLowering:
             self.emit,
             q,
             kv_heads,
-            chunk.sequences,
+            sequences,
             chunk.first_token,
             rounds,
             op.scale.value.data,
             inputs,
         ).run()
+
+    def _dealt(self, value: SSAValue) -> Activation:
+        """Query rows of an earlier segment, dealt to the groups of slices."""
+        crossing, tokens = self.crossings[value], self.chunk.count // self.groups
+        order = crossing.order
+        return rows.load_rows(
+            self.emit,
+            self.need(crossing, self.chunk.first(self.shape) * features_per_slice(order) * 2),
+            order,
+            self.shape.all_tokens,
+            0,
+            self.chunk.count,
+            groups=self.groups,
+            deal=dealt_run(order, SLICES_PER_PE // self.groups, tokens),
+        )
 
     def _last_token(self, op: paged.LastTokenOp) -> Activation:
         if self.shape.tokens == 1:

@@ -139,7 +139,9 @@ class _FunctionLowering:
         """With the tokens divided over groups of slices; None if that is not possible."""
         parts = self._parts_of_groups(segment)
         orders = feature_orders(self.function.body.block)
-        if not parts or not all(groupable(segment, orders, part.count) for part in parts):
+        if not parts or not all(
+            groupable(segment, orders, part.sequences, part.count) for part in parts
+        ):
             return None
         try:
             return self._blocks(segment, name, [[part] for part in parts], GROUPS)

@@ -70,7 +70,8 @@ class MatmulTiling:
         """One line that `parse_tiling` reads."""
         words = [self.role.value]
         for field in fields(self)[1:-1]:
-            words.append(f"{field.name}={int(getattr(self, field.name))}")
+            if field.name != "groups" or self.groups > 1:
+                words.append(f"{field.name}={int(getattr(self, field.name))}")
         if self.predicted is not None:
             words += [f"{f.name}_cycles={getattr(self.predicted, f.name)}" for f in fields(Cycles)]
         return " ".join(words)

@@ -82,6 +82,9 @@ class PagedAttention:
     tokens, token t of the chunk stands at position `first_token` + t of its sequence, or is
     padding; a single token is the last of its sequence. The result has the heads of q in plain
     order.
+
+    One sequence's tokens may be dealt to groups of slices, a tile of rows to each in turn: the
+    groups then work as on so many sequences, with keys of their own and tiles side by side.
     """
 
     emit: Emitter
@@ -97,7 +100,9 @@ class PagedAttention:
     def run(self) -> Activation:
         """Emit all rounds; the output's padding positions that products read are zero."""
         order = heads(self.q.order.heads, self.q.order.head_dim, rotary=False)
-        out = self.emit.activation(order, self.q.tokens, "attention")
+        out = self.emit.activation(
+            order, self.q.tokens, "attention", groups=self.q.groups, deal=self.q.deal
+        )
         self._zero_tail(out)
         tables = {key: self._table(*key) for key in self.inputs.key_index}
         for work in self._works():
@@ -183,7 +188,7 @@ class _RoundKernel:
         self.inputs = self.whole.inputs
         self.head_dim = self.work.head_dim
         self.group = self.whole.q.order.heads // self.whole.kv_heads
-        self.tokens = self.whole.q.tokens // self.whole.sequences
+        self.tokens = self.whole.q.tokens * self.whole.q.groups // self.whole.sequences
         self.moves = RowMoves(self.work, self.whole.q, self.out, self.group, self.tokens)
 
     def run(self) -> None:
@@ -209,13 +214,15 @@ class _RoundKernel:
         """Keys per slice that some row of the tile sees."""
         if self.tokens == 1:
             return self.turn.keys
-        return self.turn.up_to(self.whole.first_token + rows.first_token + rows.tokens)
+        tokens = self.whole.q.groups * (rows.first_token + rows.tokens)
+        return self.turn.up_to(self.whole.first_token + tokens)
 
     def _seen_by_all(self, rows: Rows) -> int:
         """Keys per slice that all rows of the tile see."""
         if self.tokens == 1:
             return 0
-        return self.turn.within(self.whole.first_token + rows.first_token + 1)
+        tokens = self.whole.q.groups * rows.first_token
+        return self.turn.within(self.whole.first_token + tokens + 1)
 
     # --- what is visible ---
 
@@ -224,8 +231,18 @@ class _RoundKernel:
         """Of the sequence's tokens in the chunk, 8 B each, if they are several."""
         if self.tokens == 1:
             return None
+        if self.whole.q.deal is not None:
+            return self._dealt_positions(self.whole.q.deal * self.inputs.position_bytes)
         row_bytes = self.tokens * self.inputs.position_bytes
         return self.work.per_sequence(self.inputs.positions, row_bytes, row_bytes, "positions")
+
+    def _dealt_positions(self, run_bytes: int) -> Ref:
+        groups, slices = self.whole.q.groups, self.turn.splits * SLICE_ADDRESS_BYTES
+        buffer = self.work.alloc(self.tokens * self.inputs.position_bytes, "positions")
+        turns = self.tokens * self.inputs.position_bytes // run_bytes
+        loops = [(groups, run_bytes, slices), (turns, groups * run_bytes, run_bytes)]
+        self.emit.dma(loops, run_bytes, self.inputs.positions, buffer)
+        return buffer
 
     @cached_property
     def masks(self) -> Masks:

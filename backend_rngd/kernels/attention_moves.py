@@ -19,6 +19,7 @@ from ..isa.instructions import (
     Switch,
     Topology,
 )
+from ..isa.plan import SLICE_ADDRESS_BYTES
 from .attention_tiling import Rows
 from .attention_work import Work, from_first
 
@@ -31,7 +32,8 @@ class RowMoves:
     """Rows of a tile are [row][head_dim]; q and out are [token][C] over the slices.
 
     Where a group's slices are those that hold its query heads, the switch carries them; else DMA
-    brings them to and from the group's first slice.
+    brings them to and from the group's first slice. Tokens that are dealt to groups of slices are
+    in the right slices already.
     """
 
     work: Work
@@ -66,7 +68,9 @@ class RowMoves:
     def fill(self, rows: Rows) -> Ref:
         """Query rows in the register file of every split of their group, [row block][head_dim]."""
         trf = self.work.emit.trf(rows.count * self.row_bytes)
-        if self._direct(rows) is None:
+        if self.q.deal is not None:
+            self._fill_from_units(rows, trf)
+        elif self._direct(rows) is None:
             buffer = self.work.alloc(rows.count * self.row_bytes, "queries")
             self._regroup(rows, self.q, buffer, outwards=False)
             self._fill_from_first(rows, buffer, trf)
@@ -130,10 +134,40 @@ class RowMoves:
             trf_lanes=rows.lanes,
         )
 
+    @property
+    def _heads_of_unit(self) -> int:
+        """Query heads whose parts are one unit of a group's slices."""
+        return self.group // self.q.units
+
+    def _fill_from_units(self, rows: Rows, trf: Ref) -> None:
+        """From the slices of the group, where heads lie unit by unit, in parts of C."""
+        x, parts = self.q, self.work.head_dim // self.q.per_slice
+        head_bytes = rows.token_blocks * self.row_bytes
+        self.work.exec(
+            Context.SUB,
+            [
+                Counter(x.units, a=x.unit_bytes, trf=self._heads_of_unit * head_bytes),
+                Counter(self._heads_of_unit, birth=Birth.SLICE, slices=parts, trf=head_bytes),
+                Counter(rows.token_blocks, a=rows.lanes * x.row_bytes, trf=self.row_bytes),
+                Counter(rows.lanes, a=x.row_bytes, lanes=1),
+                Counter(parts, birth=Birth.SLICE, slices=1, trf=x.row_bytes),
+                Counter(x.per_slice // FLIT, a=32, trf=32),
+            ],
+            Stream(FLIT),
+            a=x.ref.at(rows.first_token * x.row_bytes),
+            out=trf,
+            commit=Commit(Sink.TRF, columns=FLIT),
+            switch=Switch(Topology.BROADCAST01, x.ring),
+            trf_lanes=rows.lanes,
+        )
+
     # --- outwards ---
 
     def store(self, rows: Rows, results: Ref) -> None:
         """Results [row][head_dim] bf16, equal in all splits of a group, to the output."""
+        if self.out.deal is not None:
+            self._store_units(rows, results)
+            return
         ring = self._direct(rows)
         covered = self.out.slices_read * self.out.per_slice == self.out.order.positions
         if ring is None or rows.tokens > 1 or not covered:
@@ -149,6 +183,24 @@ class RowMoves:
             out=self.work.at(self.out.ref, self.out.row_bytes),
             commit=Commit(columns=FLIT, column_stride=2),
             switch=Switch(Topology.INTER_TRANSPOSE, ring, (digit,)) if ring > 1 else Switch(),
+        )
+
+    def _store_units(self, rows: Rows, results: Ref) -> None:
+        """Each slice of a group gets its own part of each unit's heads, from the first slice."""
+        x, parts = self.out, self.work.head_dim // self.out.per_slice
+        head_bytes, heads = rows.tokens * self.row_bytes, self._heads_of_unit
+        group_bytes = x.ring * SLICE_ADDRESS_BYTES
+        self.work.emit.dma(
+            [
+                (x.groups, group_bytes, group_bytes),
+                (x.units, heads * head_bytes, x.unit_bytes),
+                (heads, head_bytes, parts * SLICE_ADDRESS_BYTES),
+                (parts, x.row_bytes, SLICE_ADDRESS_BYTES),
+                (rows.tokens, self.row_bytes, x.row_bytes),
+            ],
+            x.row_bytes,
+            results,
+            x.ref.at(rows.first_token * x.row_bytes),
         )
 
     def _regroup(self, rows: Rows, x: Activation, buffer: Ref, *, outwards: bool) -> None:

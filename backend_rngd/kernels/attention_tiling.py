@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..emitter import power_of_two_at_least, power_of_two_at_most
-from ..isa.layout import KEY_RUN
+from ..isa.layout import KEY_RUN, FeatureOrder, features_per_slice
 from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 
 KEY_UNIT = KEY_RUN
@@ -168,6 +168,22 @@ def _split_keys(attended: int, table: int, most: int) -> tuple[int, int]:
         splits *= 2
     keys, _, splits = min(choices)
     return splits, keys
+
+
+def dealt_run(order: FeatureOrder, ring: int, tokens: int) -> int | None:
+    """Tokens of a sequence that each group of `ring` slices gets in turn: those of a row tile.
+
+    None if the group's slices do not hold all query heads of a tile, in equal parts.
+    """
+    per_slice = features_per_slice(order)
+    parts = order.padded // per_slice
+    regular = parts > 1 and parts * per_slice == order.padded and ring % parts == 0
+    tiles = list(row_tiles(order.heads, tokens, order.padded))
+    alike = {(tile.heads, tile.tokens, tile.count) for tile in tiles}
+    heads, run, _ = tiles[0].heads, tiles[0].tokens, tiles[0].count
+    if not regular or len(alike) > 1 or heads < order.heads:
+        return None
+    return run
 
 
 def row_tiles(query_heads: int, tokens: int, head_dim: int) -> Iterator[Rows]:

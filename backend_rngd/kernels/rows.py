@@ -51,13 +51,14 @@ def load_rows(
     tokens: int,
     slices: int = SLICES_PER_PE,
     groups: int = 1,
+    deal: int | None = None,
 ) -> Activation:
     """Tokens first … first + tokens - 1 of a hidden state of `all_tokens` tokens.
 
     Only the first `slices` slices get theirs; each group its part of the tokens.
     """
     if groups > 1:
-        x = emit.activation(order, tokens // groups, "hidden", groups=groups)
+        x = emit.activation(order, tokens // groups, "hidden", groups=groups, deal=deal)
         load_groups(emit, hidden, x, all_tokens, first)
         return x
     x = emit.activation(order, tokens, "hidden")
@@ -83,7 +84,7 @@ def store_rows(
         for unit, place, loops in _group_runs(x, all_tokens):
             back = [(n, inside, outside) for n, outside, inside in loops]
             target = hidden.at(first * x.row_bytes + place)
-            emit.dma(back, x.tokens * x.row_bytes, x.place(unit * x.unit), target)
+            emit.dma(back, _group_run_bytes(x), x.place(unit * x.unit), target)
         return
     stride = hidden_stride(x.order, all_tokens)
     whole = x.tokens == all_tokens and x.size_bytes != stride
@@ -99,7 +100,7 @@ def load_groups(emit: Emitter, hidden: Ref, x: Activation, all_tokens: int, firs
     """As `load_rows`, into an activation of groups: unit by unit, for what reads it first."""
     for unit, place, loops in _group_runs(x, all_tokens):
         source = hidden.at(first * x.row_bytes + place)
-        emit.dma(loops, x.tokens * x.row_bytes, source, x.place(unit * x.unit))
+        emit.dma(loops, _group_run_bytes(x), source, x.place(unit * x.unit))
 
 
 def _group_runs(
@@ -107,13 +108,19 @@ def _group_runs(
 ) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
     """Per unit its number, its place in HBM, and runs: (count, stride in HBM, stride in DM)."""
     assert x.unit == x.per_slice, "what HBM holds is cut as all slices would hold it"
-    stride = hidden_stride(x.order, all_tokens)
+    stride, run = hidden_stride(x.order, all_tokens), _group_run_bytes(x)
     loops = [
         (min(x.ring, x.slices_used), stride, SLICE_ADDRESS_BYTES),
-        (x.groups, x.tokens * x.row_bytes, x.ring * SLICE_ADDRESS_BYTES),
+        (x.groups, run, x.ring * SLICE_ADDRESS_BYTES),
+        (x.tokens * x.row_bytes // run, x.groups * run, run),
     ]
     for unit in range(x.units):
         yield unit, unit * x.ring * stride, loops
+
+
+def _group_run_bytes(x: Activation) -> int:
+    """Rows of a group that follow each other in HBM."""
+    return (x.deal or x.tokens) * x.row_bytes
 
 
 def _repeated(emit: Emitter, x: Activation, size_bytes: int) -> Ref:

@@ -42,6 +42,7 @@ tilings = st.builds(
     numbers,
     st.booleans(),
     st.booleans(),
+    st.sampled_from([1, 2, 4]),
     st.none() | st.builds(Cycles, numbers, numbers, numbers, numbers),
 )
 
