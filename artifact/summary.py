@@ -32,6 +32,12 @@ def summarize_artifact(path: Path) -> dict[str, Any]:
         },
         "weights": manifest.weights,
         "optimization_level": manifest.optimization_level,
+        "parallel": {
+            "devices": artifact.description.devices,
+            "tensor_parallel_size": artifact.description.parallel_config.tensor_parallel_size,
+            "num_blocks_per_pp_stage": list(manifest.num_blocks_per_pp_stage),
+            "partial_sum": manifest.partial_sum,
+        },
         "tokenizer": artifact.has_file("tokenizer.json"),
         "buckets": [
             {

@@ -34,6 +34,7 @@ def _print_artifact(summary: dict[str, Any]) -> None:
     from .tables import print_table
 
     model, parameters = summary["model"], summary["parameters"]
+    parallel = summary["parallel"]
     print_table(
         summary["name"],
         ("", "value"),
@@ -43,6 +44,10 @@ def _print_artifact(summary: dict[str, Any]) -> None:
             ("built by", summary["built_by"]),
             ("weights", summary["weights"]),
             ("optimization level", f"-O{summary['optimization_level']}"),
+            ("devices", parallel["devices"]),
+            ("tensor-parallel ranks", f"{parallel['tensor_parallel_size']}"),
+            ("blocks of pipeline stages", _joined(parallel["num_blocks_per_pp_stage"])),
+            ("parts of sums exchanged as", parallel["partial_sum"]),
             ("parameters", f"{sum(p['elements'] for p in parameters):,}"),
             ("parameter tensors", f"{len(parameters):,}"),
             ("tokenizer", "yes" if summary["tokenizer"] else "no"),
@@ -80,15 +85,16 @@ def _print_binary(summary: dict[str, Any]) -> None:
         "inputs and outputs",
         ("name", "type", "shape"),
         [
-            (io["name"], io["dtype"], " x ".join(map(str, io["shape"])))
+            (io["name"], io["dtype"], _joined(io["shape"], " x "))
             for io in (*summary["inputs"], *summary["outputs"])
         ],
     )
     print_table(
         "parameters",
         ("tensor", "shape", "bytes on the device"),
-        [
-            (p["name"], " x ".join(map(str, p["shape"])), f"{p['bytes']:,}")
-            for p in summary["parameters"]
-        ],
+        [(p["name"], _joined(p["shape"], " x "), f"{p['bytes']:,}") for p in summary["parameters"]],
     )
+
+
+def _joined(numbers: list[int], by: str = ", ") -> str:
+    return by.join(map(str, numbers))

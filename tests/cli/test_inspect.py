@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from small_artifact import write_artifact
 
 from furiosa_llm.cli.main import main
+from furiosa_llm.models.mesh import make_mesh
 
 
 def test_json_of_an_artifact(tmp_path: Path) -> None:
@@ -19,6 +20,12 @@ def test_json_of_an_artifact(tmp_path: Path) -> None:
         "id": "tiny",
         "architecture": "TinyForCausalLM",
         "vocabulary_size": 8,
+    }
+    assert summary["parallel"] == {
+        "devices": "npu:0:0",
+        "tensor_parallel_size": 1,
+        "num_blocks_per_pp_stage": [4],
+        "partial_sum": "f32",
     }
     bucket = summary["buckets"][2]
     assert bucket["bucket"] == "decode:4,32"
@@ -37,9 +44,11 @@ def test_json_of_an_artifact(tmp_path: Path) -> None:
 
 
 def test_tables_of_an_artifact(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["inspect", str(write_artifact(tmp_path / "a"))])
+    mesh = make_mesh("npu:0:0-3,npu:1:0-3", tp=4, pp=2)
+    result = CliRunner().invoke(main, ["inspect", str(write_artifact(tmp_path / "a", mesh=mesh))])
     assert result.exit_code == 0, result.output
-    for text in ("tiny (TinyForCausalLM)", "decode:4,32", "decode-4-32.vedf"):
+    named = ("tiny (TinyForCausalLM)", "decode:4,32", "decode-4-32.vedf")
+    for text in (*named, "npu:0:0-3,npu:1:0-3", "2, 2"):
         assert text in result.stdout
 
 
