@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from typing import Any
 from .. import errors
 from ..backend_rngd.isa.machine import DEFAULT_MACHINE, load_machine
 from ..models.config_types import Bucket
+from ..runtime_sim.breakdown import Part, breakdown
 from ..runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
 from .reader import Artifact, read_artifact
 
@@ -30,7 +31,9 @@ class Profile:
     """PEs of the machine."""
     timings: tuple[ProgramTiming, ...]
     together: tuple[ProgramTiming, ...]
-    """The same buckets while every PE of the machine runs a copy: they share HBM."""
+    """The same buckets while every PE of the machine is in use: they share HBM."""
+    breakdowns: tuple[Mapping[Part, int], ...]
+    """Of `timings`: what the cycles on the critical path are spent on."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in plain types; cycles and microseconds stand beside each other."""
@@ -39,8 +42,14 @@ class Profile:
             "clock_hertz": self.clock_hertz,
             "pes": self.pes,
             "buckets": [
-                {**_program_json(timing), "all_pes": _shared_json(shared)}
-                for timing, shared in zip(self.timings, self.together, strict=True)
+                {
+                    **_program_json(timing),
+                    "critical_path": dict(parts),
+                    "all_pes": _shared_json(shared),
+                }
+                for timing, shared, parts in zip(
+                    self.timings, self.together, self.breakdowns, strict=True
+                )
             ],
         }
 
@@ -57,11 +66,15 @@ def profile_artifact(
     buckets = artifact.buckets if bucket is None else (_find(artifact, bucket),)
     loaded = load_machine(machine)
     pes = loaded.chip.pes
+    ranks = artifact.description.parallel_config.tensor_parallel_size
     timings, together = (
         tuple(artifact.timing(found, machine, sharers=sharers) for found in buckets)
-        for sharers in (1, pes)
+        for sharers in (ranks, pes)
     )
-    return Profile(loaded.name, loaded.chip.clock_hertz, pes, timings, together)
+    breakdowns = tuple(
+        breakdown(artifact.program(found), loaded, sharers=ranks) for found in buckets
+    )
+    return Profile(loaded.name, loaded.chip.clock_hertz, pes, timings, together, breakdowns)
 
 
 def trace_artifact(

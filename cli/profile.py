@@ -51,6 +51,7 @@ def command(
         click.echo(json.dumps({**profile.to_json(), **traced}, indent=2))
         return
     _print_buckets(profile.machine, profile.timings)
+    _print_breakdowns(profile)
     _print_together(profile)
     for timing in profile.timings if bucket else ():
         _print_modules(timing)
@@ -85,13 +86,30 @@ def _print_buckets(machine: str, timings: tuple[ProgramTiming, ...]) -> None:
         click.echo(f"most uncertain: {name} ({buckets})")
 
 
+def _print_breakdowns(profile: Profile) -> None:
+    """What the runs wait for, command after command."""
+    from .tables import print_table
+
+    names = [name for name in profile.breakdowns[0] if any(b[name] for b in profile.breakdowns)]
+    click.echo()
+    print_table(
+        "on the critical path",
+        ("bucket", *names),
+        [
+            (timing.bucket, *(_share(parts[name], timing.cycles) for name in names))
+            for timing, parts in zip(profile.timings, profile.breakdowns, strict=True)
+        ],
+        compact=True,
+    )
+
+
 def _print_together(profile: Profile) -> None:
     """How much longer runs take when no PE is idle."""
     shares = [
         f"{shared.cycles / alone.cycles:.2f} x ({alone.bucket})"
         for alone, shared in zip(profile.timings, profile.together, strict=True)
     ]
-    click.echo(f"time while all {profile.pes} PEs run a copy: {', '.join(shares)}")
+    click.echo(f"time while all {profile.pes} PEs load from HBM: {', '.join(shares)}")
 
 
 def _print_modules(timing: ProgramTiming) -> None:

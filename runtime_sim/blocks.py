@@ -12,6 +12,7 @@ from ..backend_rngd.isa.happens_before import sent_signals
 from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import Plan, plan_dma, plan_exec
+from ..backend_rngd.isa.rank_rules import is_exchange
 from .clock import SIGNAL, Clock, Command, Repeat
 from .spread import Spread, command_spread, number_spread
 
@@ -31,15 +32,16 @@ class Costs:
         self.machine = machine
         self._sharers = sharers
         self._known: dict[int, tuple[int, ExecCost | DmaCost]] = {}
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[tuple[int, bool], int] = {}
         self._plans: list[Plan] = []
+        self._cycles: list[int] = []
         self._spreads: dict[int, Spread] = {}
 
     def of(self, command: Exec | Dma, where: str) -> ExecCost | DmaCost:
         return self.numbered(command, where)[1]
 
     def numbered(self, command: Exec | Dma, where: str) -> tuple[int, ExecCost | DmaCost]:
-        """The cost of `command`, and a number that commands of one shape share. Raises: VED011."""
+        """The cost of `command`, and a number that commands of one kind share. Raises: VED011."""
         known = self._known.get(id(command))
         if known is None:
             cost: ExecCost | DmaCost
@@ -50,11 +52,23 @@ class Costs:
             else:
                 plan = plan_dma(command, where)
                 cost = dma_cost(plan, self.machine, self._sharers)
-            number = self._numbers.setdefault(id(cost), len(self._plans))
+            key = id(cost), is_exchange(command)
+            number = self._numbers.setdefault(key, len(self._plans))
             if number == len(self._plans):
                 self._plans.append(plan)
+                self._cycles.append(cost.total_cycles)
             known = self._known[id(command)] = number, cost
         return known
+
+    def plan(self, number: int) -> Plan:
+        """A command's plan with the cost of that number."""
+        return self._plans[number]
+
+    def cycles(self, number: int) -> int:
+        """How long the piece of the critical path with that number is."""
+        if number == SIGNAL:
+            return self.machine.control.signal_cycles
+        return self._cycles[number]
 
     def spread(self, number: int) -> Spread:
         """The spread of the cost with that number."""

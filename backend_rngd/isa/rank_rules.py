@@ -26,6 +26,13 @@ def _dma_ranks(c: Dma) -> Iterator[tuple[str, str]]:
         yield "peer", "row numbers address the memory of their own rank"
 
 
+def is_exchange(command: Exec | Dma) -> bool:
+    """Whether other ranks' memories or tensor units take part."""
+    if isinstance(command, Exec):
+        return command.group > 0
+    return bool(command.source.peer or command.destination.peer)
+
+
 def partners(command: Exec | Dma) -> Iterator[tuple[int, str]]:
     """(bits in which the partner's rank differs, what the two do) for each partner."""
     for wait in command.head.waits:

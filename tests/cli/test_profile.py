@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from small_artifact import write_artifact
 
+from furiosa_llm.artifact import profile as profile_module
 from furiosa_llm.artifact import reader as reader_module
 from furiosa_llm.artifact import trace as trace_module
 from furiosa_llm.artifact.profile import fold_layers
@@ -44,7 +45,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
             dominant_us="chip.clock_hertz",
         )
 
+    def breakdown(program: Program, machine: Machine, sharers: int) -> dict[str, int]:
+        return {"compute": 90, "HBM": 210, "exchanges": 0}
+
     monkeypatch.setattr(reader_module, "time_program", time_program)
+    monkeypatch.setattr(profile_module, "breakdown", breakdown)
 
 
 BUSY = {"dma": 90, "contraction": 7}
@@ -85,6 +90,7 @@ def test_json_has_every_layer(tmp_path: Path) -> None:
         "hbm_capacity_utilization": 0.0,
         "engines": {"dma": 270},
         "contexts": {"dma": 270, "main": 0},
+        "critical_path": {"compute": 90, "HBM": 210, "exchanges": 0},
         "all_pes": {"cycles": 450, "time_us": 0.3, "roofline_cycles": 180},
     }
     assert found["pes"] == 8
@@ -104,16 +110,23 @@ def test_json_has_every_layer(tmp_path: Path) -> None:
 
 
 def cells(stdout: str, row: str) -> list[str]:
-    (line,) = [line for line in stdout.splitlines() if line.startswith(row)]
-    return line.split()
+    """Of the first row that begins so."""
+    return next(line for line in stdout.splitlines() if line.startswith(row)).split()
 
 
 def test_a_bucket_has_its_interval_its_bound_and_what_is_most_uncertain(tmp_path: Path) -> None:
     _, stdout, _ = run(tmp_path)
     expected = ["decode:4,32", "300", "0.3", "us", "-3%", "+3%", "HBM", "60.0%", "50%", "25.0%"]
     assert cells(stdout, "decode:4,32") == expected
-    assert "time while all 8 PEs run a copy: 1.50 x (prefill:1,16), 1.50 x (decode" in stdout
+    assert "time while all 8 PEs load from HBM: 1.50 x (prefill:1,16), 1.50 x (decode" in stdout
     assert "most uncertain: chip.clock_hertz (prefill:1,16, decode:1,32, decode:4,32)" in stdout
+
+
+def test_the_critical_path_has_the_kinds_that_are_on_it(tmp_path: Path) -> None:
+    lines = [line.strip() for line in run(tmp_path, "--bucket", "decode:4,32")[1].splitlines()]
+    header = lines.index("on the critical path") + 1
+    assert lines[header].split() == ["bucket", "compute", "HBM"]
+    assert lines[header + 2].split() == ["decode:4,32", "30.0%", "70.0%"]
 
 
 def test_tables_add_up_the_layers(tmp_path: Path) -> None:
