@@ -16,12 +16,15 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
     Birth,
     Commit,
+    Comparator,
+    Comparison,
     Context,
     Contraction,
     Counter,
     Dma,
     Exec,
     Fate,
+    Generate,
     Head,
     IndexList,
     Indirect,
@@ -30,6 +33,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Reduce,
     Side,
     Sink,
+    Slot,
     Source,
     Space,
     Stream,
@@ -96,6 +100,50 @@ def test_a_weight_stream_runs_at_32_bytes_per_cycle() -> None:
     }
     cost = exec_cost(plan_exec(LINEAR, "test"), BOOK)
     assert cost.total_cycles == 265 + 64 + cost.latency_cycles
+
+
+def test_constants_are_committed_without_a_fetch() -> None:
+    head = Head(Context.SUB)
+    words = Port(dtype=DType.F32)
+    constants = replace(
+        ADD_ONE,
+        head=head,
+        a=words,
+        counters=(Counter(16, commit=32),),
+        vector=Vector(),
+        generate=Generate(0x3F800000),
+    )
+    assert engines(constants) == {"commit": 16 * 4}  # four writes of 8 B a packet
+    cost = exec_cost(plan_exec(constants, "test"), BOOK)
+    assert cost.total_cycles == 259 + 64 + BOOK.commit.fill_cycles
+
+
+def latency(command: Exec) -> int:
+    return exec_cost(plan_exec(command, "test"), BOOK).latency_cycles
+
+
+def test_a_lookup_delays_the_first_result_as_a_cast_does() -> None:
+    f8 = replace(
+        ADD_ONE,
+        counters=(Counter(16, a=8, commit=16),),
+        a=Port(dtype=DType.F8E4M3),
+        vector=Vector(),
+        commit_port=Port(base=65536, dtype=DType.BF16),
+        commit=Commit(columns=8, column_stride=2),
+    )
+    looked_up = replace(f8, stream=Stream(run=8, lookup=DType.BF16))
+    plain = replace(f8, a=Port(), counters=(Counter(16, a=16, commit=16),), stream=Stream(run=8))
+    assert latency(looked_up) - latency(plain) == BOOK.fetch.cast_latency_cycles
+
+
+def test_tags_are_a_stage_of_their_own() -> None:
+    tagged = replace(
+        ADD_ONE.vector,
+        ops=(VectorOp(Alu.FMA, Op.ADD, y=Source.SELECT),),
+        comparators=(Comparator(Comparison.LESS, 0),),
+        slots=(Slot(Source.IMM0, mask=1, value=1),),
+    )
+    assert latency(replace(ADD_ONE, vector=tagged)) - latency(ADD_ONE) == 1
 
 
 def test_reuse_fetches_nothing_more_but_multiplies_again() -> None:
