@@ -27,6 +27,8 @@ from .spread import Spread, number_spread
 LAUNCH_ROW = "<launch>"
 FINISH_ROW = "<finish>"
 Bound = Literal["HBM", "MAC", "vector", "DMA issue", "latency"]
+TIME_FACTOR = "model.time_factor"
+"""What times may be off by as a whole."""
 BUSY_SHARE = 0.5
 """Below this share of the cycles no engine is what a module waits for."""
 
@@ -130,7 +132,7 @@ def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> Pro
     for row in rows.values():
         total.add(row, row.macs)
     limits = _Limits.of(program, machine, sharers)
-    low_us, high_us, dominant_us = _interval_us(total, machine)
+    low_us, high_us, dominant_us = interval_us(total.cycles, total.spread, machine)
     return ProgramTiming(
         bucket=program.bucket,
         cycles=total.cycles,
@@ -223,23 +225,31 @@ class _Limits:
         )
 
 
-def _interval_us(total: _Row, machine: Machine) -> tuple[float, float, str | None]:
-    """The interval of a time, that of its cycles and the clock's own range, and what dominates it.
+def interval_us(cycles: int, own: Spread, machine: Machine) -> tuple[float, float, str | None]:
+    """The interval of so many cycles' time, and what dominates it: their own, the clock, the model.
 
     Another clock changes the time of a cycle, and the cycles in which HBM answers.
     """
     clock = machine.parameters["chip.clock_hertz"]
     assert clock.low is not None
     assert clock.high is not None
-    own = total.spread.changes.get("chip.clock_hertz", (0.0, 0.0))
-    time = machine.microseconds(total.cycles)
+    at_clock = own.changes.get("chip.clock_hertz", (0.0, 0.0))
+    own_factor = machine.model.time_factor
+    time = machine.microseconds(cycles)
     changes = {
         name: (machine.microseconds(low), machine.microseconds(high))
-        for name, (low, high) in total.spread.changes.items()
+        for name, (low, high) in own.changes.items()
     }
     changes["chip.clock_hertz"] = (
-        (total.cycles + own[0]) / clock.low * 1e6 - time,
-        (total.cycles + own[1]) / clock.high * 1e6 - time,
+        (cycles + at_clock[0]) / clock.low * 1e6 * own_factor - time,
+        (cycles + at_clock[1]) / clock.high * 1e6 * own_factor - time,
+    )
+    factor = machine.parameters[TIME_FACTOR]
+    assert factor.low is not None
+    assert factor.high is not None
+    changes[TIME_FACTOR] = (
+        time * factor.low / own_factor - time,
+        time * factor.high / own_factor - time,
     )
     spread = Spread(changes)
     return max(0.0, time - spread.down), time + spread.up, spread.dominant

@@ -85,6 +85,35 @@ def test_eight_pes_share_a_layer_and_the_hbm(tmp_path: Path) -> None:
         assert whole / 8 < shard < whole / 5
 
 
+def test_what_a_shared_layer_exchanges_stands_beside_its_time(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("layer,tokens,time_us\no_proj,1,170\nqkv_proj,1,260\n")
+    printed = fidelity("--tp", "8", "--rows", rows).stdout
+    assert "without the all-reduce behind o_proj: 57.5 us" in printed
+    assert "behind qkv_proj" not in printed
+
+
+def row(measured: float, low: float = 90.0, high: float = 110.0) -> Any:
+    predict = benchmark("predict")
+    return predict.Prediction(None, measured, 100.0, low, high, 100, None)
+
+
+def test_a_row_asks_for_the_factor_that_its_interval_needs() -> None:
+    """Independent parts combine as the root of the sum of squares."""
+    needed = benchmark("coverage").needed_factor
+    assert needed(row(105)) == needed(row(95)) == 1
+    above, below = row(140), row(60)
+    assert 10**2 + (100 * (needed(above) - 1)) ** 2 == pytest.approx(40**2)
+    assert 10**2 + (100 * (1 - 1 / needed(below))) ** 2 == pytest.approx(40**2)
+
+
+def test_a_part_can_be_taken_out_of_an_interval() -> None:
+    wide = row(100, low=50, high=200).without(0.3, 0.8)
+    assert (wide.low, wide.high) == (pytest.approx(60), pytest.approx(160))
+    exact = row(100, low=70, high=180).without(0.3, 0.8)
+    assert (exact.low, exact.high) == (pytest.approx(100), pytest.approx(100))
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [

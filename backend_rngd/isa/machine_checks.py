@@ -187,6 +187,7 @@ LIMITS: Mapping[str, Limits] = MappingProxyType(
         "control.signal_cycles": _ONCE,
         "control.launch_cycles": _ONCE,
         "control.finish_cycles": _ONCE,
+        "model.time_factor": Limits(0.1, 10),
     }
 )
 """Every number that a description may choose."""

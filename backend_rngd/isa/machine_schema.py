@@ -195,6 +195,13 @@ class ControlUnit:
     finish_cycles: int
 
 
+@dataclass(frozen=True)
+class CycleModel:
+    """What the formulas themselves may be off by, whatever the numbers in them."""
+
+    time_factor: float
+
+
 @dataclass(frozen=True, eq=False)
 class Machine:
     """A machine description. Equality and hash are identity: costs are cached per machine."""
@@ -216,11 +223,12 @@ class Machine:
     vector: VectorEngine
     transpose: TransposeEngine
     control: ControlUnit
+    model: CycleModel
     parameters: Mapping[str, Parameter]
     """Every number above as "section.field", with its unit, source, tag and range."""
 
     def microseconds(self, cycles: float) -> float:
-        return cycles / self.chip.clock_hertz * 1e6
+        return cycles / self.chip.clock_hertz * 1e6 * self.model.time_factor
 
     @functools.cached_property
     def hbm_bytes_per_cycle(self) -> float:

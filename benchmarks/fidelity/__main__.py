@@ -3,8 +3,8 @@
     python benchmarks/fidelity [--rows FILE ...] [--tp 8] [--json]
 
 Without `--rows` these are the rows of `benchmarks/silicon`, the fit of the constants in
-machines/silicon.yaml is done again, and the errors of groups that a fit has not seen are printed
-beside. docs/fidelity.md explains the mappings and the constants.
+machines/silicon.yaml is done again, and the errors of rows and groups that a fit has not seen are
+printed beside. docs/fidelity.md explains the mappings and the constants.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if not __package__:  # run as a folder: the package is `fidelity`, beside the ot
 
 from furiosa_llm.backend_rngd.isa.machine import DEFAULT_MACHINE, Machine, load_machine
 
+from .coverage import FACTOR, SHARE, Coverage, coverage
+from .exchange import exchange_us
 from .fit import STARTUP, Fitter
 from .predict import Prediction, Summary, predict, programs
 from .rows import SILICON, read_rows
@@ -46,10 +48,11 @@ def main() -> None:
     if options.json:
         print(json.dumps(_table(predictions, fitter, machine, seconds), indent=1))
         return
-    _print_rows(predictions)
+    _print_rows(predictions, options.tp)
     _print_summaries(predictions)
     if fitter is not None:
         _print_fit(fitter, machine)
+        _print_coverage(coverage(predictions, machine), machine)
     print(f"\n{seconds:.0f} s")
 
 
@@ -57,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=Path, nargs="+", help="CSV files instead of our own")
     parser.add_argument(
-        "--tp", type=int, default=1, help="PEs that share each layer and load at the same time"
+        "--tp", type=int, default=1, help="PEs that share each layer and load in step"
     )
     parser.add_argument("--machine", default=DEFAULT_MACHINE, help="name or file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -67,7 +70,7 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _print_rows(predictions: Sequence[Prediction]) -> None:
+def _print_rows(predictions: Sequence[Prediction], tp: int) -> None:
     print(f"{'row':22}{'measured':>10}{'predicted':>11}{'interval':>22}{'error':>8}  in  range of")
     for p in predictions:
         digits = 3 if p.row.kind == "load-rate" else 1
@@ -79,6 +82,10 @@ def _print_rows(predictions: Sequence[Prediction]) -> None:
             f"{p.error:8.1%}  {inside:3} {p.dominant or ''}"
         )
     print("(us between launch and finish; load rates relative to the mean of their rows)")
+    for layer in dict.fromkeys(p.row.group for p in predictions):
+        exchange = exchange_us(layer, tp)
+        if exchange is not None:
+            print(f"(without the all-reduce behind {layer}: {exchange:.1f} us a token, measured)")
 
 
 def _of_kind(predictions: Sequence[Prediction], kind: str) -> list[Prediction]:
@@ -104,16 +111,34 @@ def _percent(share: float | None) -> str:
 
 
 def _print_fit(fitter: Fitter, machine: Machine) -> None:
-    fit, free, own = fitter.fit(), fitter.fit_with_clock(), machine.parameters[STARTUP]
+    fit, half, free = fitter.fit(), fitter.fit_half(), fitter.fit_with_clock()
+    own = machine.parameters[STARTUP]
     print(
         f"\nfitted to all dense and attention rows: {STARTUP} {fit.startup_cycles}"
         f" (mean error {fit.error:.1%}); {machine.name}.yaml: {own.value} [{own.low}, {own.high}]"
+        f"\nfitted to every second of them: {half.startup_cycles}"
+        f" (mean error {half.error:.1%}, of the others {half.error_of_others:.1%})"
         f"\nwith the clock free: {free.startup_cycles} at {free.clock_ghz:.3f} GHz"
         f" (mean error {free.error:.1%})"
     )
     print(f"\n{'left out':16}{'rows':>5}{'startup':>9}{'their error':>13}")
     for left in fitter.leave_one_group_out():
         print(f"{left.group:16}{left.rows:5}{left.startup_cycles:9}{left.error:13.1%}")
+
+
+def _print_coverage(found: Coverage, machine: Machine) -> None:
+    own = machine.parameters[FACTOR]
+    print(
+        f"\n{FACTOR}: {SHARE:.0%} of the fitted half ask for 1 / {found.factor:.3f} to"
+        f" {found.factor:.3f}; {machine.name}.yaml: [{own.low}, {own.high}]"
+        f"\n{'inside':40}{'rows':>5}{'inside':>9}{'median width':>14}"
+    )
+    for name, s in (
+        ("the rows that it was fitted to", found.fitted_half),
+        ("the rows that it was not fitted to", found.other_half),
+        ("all, the model taken as exact", found.without_factor),
+    ):
+        print(f"{name:40}{s.rows:5}{_percent(s.inside):>9}{_percent(s.median_width):>14}")
 
 
 def _table(
@@ -144,7 +169,9 @@ def _table(
     }
     if fitter is not None:
         table["fit"] = asdict(fitter.fit())
+        table["fit_half"] = asdict(fitter.fit_half())
         table["fit_with_clock"] = asdict(fitter.fit_with_clock())
+        table["coverage"] = asdict(coverage(predictions, machine))
         table["left_out"] = [asdict(left) for left in fitter.leave_one_group_out()]
     return table
 

@@ -2,9 +2,10 @@
 
 `dma.startup_cycles` is the one with the smallest mean absolute error over all dense and attention
 rows, at the documented clock, found on a grid. Cycles are timed from the bytes at three startups
-and interpolated between them. With one group of rows left out the fit is repeated, and the group
-predicted by a constant that has not seen it. A fit with the clock free as well tells whether the
-documented clock is the right one.
+and interpolated between them. With one half or one group of rows left out the fit is repeated, and
+these are predicted by a constant that has not seen them. A fit with the clock free as well tells
+whether the documented clock is the right one. (The other constant, `model.time_factor`, is fitted
+in `coverage.py`.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.machine import Machine
 
+from .coverage import fitted_half
 from .predict import work_cycles
 from .rows import Row
 
@@ -37,6 +39,8 @@ class Fit:
     startup_cycles: int
     clock_ghz: float
     error: float
+    error_of_others: float | None
+    """Of the rows that they were not chosen for, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,23 @@ class Fitter:
 
     def fit(self, without: str | None = None) -> Fit:
         """The startup for all rows, or for all but one group's, at the documented clock."""
-        used = self._errors[[group != without for group in self._groups]].mean(axis=0)
-        i = int(used[:, DOCUMENTED].argmin())
-        return Fit(int(STARTUPS[i]), 1.0, float(used[i, DOCUMENTED]))
+        return self._fit(np.array([group != without for group in self._groups]))
+
+    def fit_half(self) -> Fit:
+        """The startup for every second row alone."""
+        return self._fit(np.array(fitted_half(len(self._groups))))
 
     def fit_with_clock(self) -> Fit:
         """Startup and clock together, for all rows."""
         errors = self._errors.mean(axis=0)
         i, j = np.unravel_index(int(errors.argmin()), errors.shape)
-        return Fit(int(STARTUPS[i]), float(CLOCKS_GHZ[j]), float(errors[i, j]))
+        return Fit(int(STARTUPS[i]), float(CLOCKS_GHZ[j]), float(errors[i, j]), None)
+
+    def _fit(self, used: Array) -> Fit:
+        errors = self._errors[:, :, DOCUMENTED]
+        i = int(errors[used].mean(axis=0).argmin())
+        others = float(errors[~used, i].mean()) if not used.all() else None
+        return Fit(int(STARTUPS[i]), 1.0, float(errors[used, i].mean()), others)
 
     def leave_one_group_out(self) -> list[LeftOut]:
         """Each group in the order of its first row."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import correlation, mean, median
 
 from furiosa_llm.backend_rngd.isa.container import Program, read_program
 from furiosa_llm.backend_rngd.isa.machine import Machine
-from furiosa_llm.runtime_sim.timing import time_program
+from furiosa_llm.runtime_sim.spread import Spread
+from furiosa_llm.runtime_sim.timing import interval_us, time_program
 
 from .rows import Row
 
@@ -38,6 +40,14 @@ class Prediction:
         if self.low is None or self.high is None:
             return None
         return self.low <= self.measured <= self.high
+
+    def without(self, share_low: float, share_high: float) -> Prediction:
+        """The interval without an independent part, given by its ends as shares of the value."""
+        if self.low is None or self.high is None:
+            return self
+        down = math.sqrt(max(0.0, (self.value - self.low) ** 2 - (share_low * self.value) ** 2))
+        up = math.sqrt(max(0.0, (self.high - self.value) ** 2 - (share_high * self.value) ** 2))
+        return replace(self, low=self.value - down, high=self.value + up)
 
     @property
     def width(self) -> float | None:
@@ -68,7 +78,7 @@ def exact(machine: Machine) -> Machine:
 def predict(
     rows: Sequence[Row], decoded: Sequence[Program], machine: Machine, sharers: int
 ) -> list[Prediction]:
-    """Each row's prediction on `machine` while `sharers` PEs load from HBM."""
+    """Each row's prediction on `machine` while `sharers` PEs run it in step and share HBM."""
     found = [
         _time(row, program, machine, sharers) for row, program in zip(rows, decoded, strict=True)
     ]
@@ -77,32 +87,21 @@ def predict(
     return [*times, *_relative(rates)]
 
 
+FRAME = ("control.launch_cycles", "control.finish_cycles")
+"""What a union of commands' times does not hold."""
+
+
 def _frame_cycles(machine: Machine) -> int:
     return machine.control.launch_cycles + machine.control.finish_cycles
 
 
 def _time(row: Row, program: Program, machine: Machine, sharers: int) -> Prediction:
-    """One PE's time, and never less than its share of HBM allows.
-
-    Sharers do not start their commands together, so startups hide in the others' transfers.
-    """
-    timing = time_program(program, machine)
-    frame = _frame_cycles(machine)
-    cycles = timing.cycles - frame
-    if sharers > 1:
-        shared = time_program(program, machine, sharers=sharers)
-        cycles = max(cycles, shared.roofline_cycles)
-    us = machine.microseconds(frame)
-    alone, value = timing.time_us - us, machine.microseconds(cycles)
-    return Prediction(
-        row,
-        row.measured,
-        value,
-        timing.low_us - us,
-        value * (timing.high_us - us) / alone,
-        cycles,
-        timing.dominant_us,
-    )
+    timing = time_program(program, machine, sharers=sharers)
+    cycles = timing.cycles - _frame_cycles(machine)
+    own = {name: change for name, change in timing.spread.items() if name not in FRAME}
+    low, high, dominant = interval_us(cycles, Spread(own), machine)
+    value = machine.microseconds(cycles)
+    return Prediction(row, row.measured, value, low, high, cycles, dominant)
 
 
 def _relative(rates: Sequence[Prediction]) -> list[Prediction]:

@@ -77,6 +77,15 @@ def test_another_clock_changes_the_time() -> None:
     assert timing.high_cycles < 1.01 * timing.cycles
 
 
+def test_the_model_itself_may_be_off() -> None:
+    text = "schema: 1\nextends: book\nmodel: {time_factor: {value: 2, range: [1, 4]}}"
+    timing = time_program(program(add(4000)), parse_machine(text, "test"))
+    assert timing.time_us == BOOK.microseconds(2 * timing.cycles)
+    assert timing.low_us == pytest.approx(timing.time_us / 2, rel=0.01)
+    assert timing.high_us == pytest.approx(2 * timing.time_us, rel=0.01)
+    assert timing.dominant_us == "model.time_factor"
+
+
 @given(bodies())
 @settings(max_examples=30, deadline=None)
 def test_intervals_hold_the_times(
