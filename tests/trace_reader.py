@@ -1,18 +1,16 @@
 """A Perfetto trace as slices, read by the rules that the trace processor imports it by.
 
 The trace processor itself is a program that the `perfetto` package downloads when it is first
-used; `trace_processor()` finds it where that has happened. What is checked here needs no network:
-every packet's message, string table, slice nesting and arrow.
+used. What is checked here needs no network: every packet's message, string table, slice nesting and
+arrow.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from perfetto.prebuilts.manifests.trace_processor_shell import TRACE_PROCESSOR_SHELL_MANIFEST
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackDescriptor, TrackEvent
 
 
@@ -101,13 +99,3 @@ def _tracks(described: dict[int, TrackDescriptor]) -> list[str]:
     children = [track for track in described.values() if track.parent_uuid]
     children.sort(key=lambda track: (track.parent_uuid, track.sibling_order_rank))
     return [f"{described[t.parent_uuid].process.process_name}/{t.name}" for t in children]
-
-
-def trace_processor_shell() -> Path | None:
-    """The trace processor that the `perfetto` package has downloaded on this machine, if any."""
-    folder = Path.home() / ".local" / "share" / "perfetto" / "prebuilts"
-    for entry in TRACE_PROCESSOR_SHELL_MANIFEST:
-        path = folder / f"trace_processor_shell-{entry.get('sha256', '')[:16]}"
-        if entry.get("platform") == "linux" and path.is_file():
-            return path
-    return None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter as Tally
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from trace_reader import TraceContent, read_trace, trace_processor_shell
+from hypothesis import given, settings
+from timed_programs import bodies
+from timed_programs import program as timed_program
+from trace_reader import TraceContent, read_trace
 
 from furiosa_llm.artifact.trace import encode_trace, write_trace
 from furiosa_llm.backend_rngd.isa.container import Block, Call, Header, Program, Provenance
@@ -37,8 +42,11 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
 from furiosa_llm.errors import FuriosaLLMError
+from furiosa_llm.runtime_sim.timing import time_program
 
 BOOK = load_machine("book")
+PROCESSOR = "PERFETTO_TRACE_PROCESSOR"
+"""Environment variable with the path of perfetto's `trace_processor_shell`."""
 SLICE = 1 << 22
 LOAD = Dma(
     Head(Context.DMA, signals=(3,)),
@@ -180,14 +188,42 @@ def test_a_file_that_cannot_be_written_has_a_code(tmp_path: Path) -> None:
         write_trace(program(LOAD, LOAD, PRODUCT, ADD), BOOK, tmp_path / "missing" / "file")
 
 
-@pytest.mark.skipif(trace_processor_shell() is None, reason="perfetto has not been downloaded")
+@given(bodies())
+@settings(max_examples=40, deadline=None)
+def test_a_trace_holds_what_the_profile_counts(commands: tuple[Instruction, ...]) -> None:
+    """Of any program: tracks do not overlap (`read_trace`), parts lie inside, busy times add up."""
+    called = timed_program(*commands, paths=("a", "b", "c"))
+    timing = time_program(called, BOOK)
+    content = read_trace(b"".join(encode_trace(called, BOOK)))
+    busy: Tally[str] = Tally()
+    for found in content.slices:
+        busy[found.track] += found.end - found.begin
+    assert {name: busy[name] for name in timing.contexts} == dict(timing.contexts)
+    for engine, cycles in timing.engines.items():
+        assert (
+            busy["dma" if engine == "dma" else f"main {engine}"] + busy[f"sub {engine}"] == cycles
+        )
+    assert max(found.end for found in content.slices) == busy["calls"] == timing.cycles
+    calls = content.on("PE 0/calls")
+    for track in content.tracks[1:]:
+        context, _, engine = track.removeprefix("PE 0/").partition(" ")
+        around = content.on(f"PE 0/{context}") if engine else calls
+        for found in content.on(track):
+            assert any(a.begin <= found.begin <= found.end <= a.end for a in around), track
+    for sender, receiver in content.arrows():
+        assert sender.end <= receiver.begin
+        assert sender.track in ("main", "sub", "dma")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(PROCESSOR not in os.environ, reason=f"{PROCESSOR} names no trace processor")
 def test_the_trace_processor_reads_it(tmp_path: Path) -> None:
-    """With the program that the `perfetto` package downloads, where a machine has it."""
+    """With perfetto's own program, `trace_processor_shell`, which no package index carries."""
     from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
 
     write_trace(program(LOAD, LOAD, PRODUCT, ADD), BOOK, tmp_path / "t")
     expected = read_trace((tmp_path / "t").read_bytes())
-    config = TraceProcessorConfig(bin_path=str(trace_processor_shell()))
+    config = TraceProcessorConfig(bin_path=os.environ[PROCESSOR])
     with TraceProcessor(trace=str(tmp_path / "t"), config=config) as processor:
         (slices,) = processor.query("select count(*) as n from slice where dur >= 0")
         (flows,) = processor.query("select count(*) as n from flow")
