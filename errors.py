@@ -1330,6 +1330,28 @@ def too_much_memory(needed_bytes: int, limit_bytes: int) -> SimulationFault:
     )
 
 
+def too_many_cycles(bucket: str, cycles: int, limit: int) -> SimulationFault:
+    """SIM027: a program takes more cycles than a run may take."""
+    return SimulationFault(
+        "SIM027",
+        f"the program takes {cycles:.3g} cycles, the limit is {limit:.3g}",
+        at=bucket,
+        cause="its loops multiply to an unreasonable time",
+        next_step="build the artifact again; the file is damaged or was written by another tool",
+    )
+
+
+def host_memory_exhausted(bucket: str) -> SimulationFault:
+    """SIM028: the host has no memory left while a program runs."""
+    return SimulationFault(
+        "SIM028",
+        "the host's memory is exhausted",
+        at=bucket,
+        cause="the simulator holds what a command reads and computes in the host's memory",
+        next_step="use smaller buckets or a host with more memory, or time the program instead",
+    )
+
+
 def layout_does_not_fit(region: str, cause: str) -> SimulationFault:
     """SIM024: a region's layout contradicts itself or its tensor."""
     return SimulationFault(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .. import errors
 from ..backend_rngd.isa.expand import Issued
-from ..backend_rngd.isa.instructions import Birth, Exec, Indirect, Side, Sink, Space
+from ..backend_rngd.isa.instructions import Birth, Dma, Exec, Indirect, Side, Space
 from ..backend_rngd.isa.plan import (
     REGION_SHIFT,
     SLICE_ADDRESS_BYTES,
@@ -43,11 +43,10 @@ def check_exec(plan: ExecPlan, resolved: Sequence[int], slices: int, where: Wher
     if plan.slices > slices:
         raise errors.no_such_slice(where(), f"the pass works in {plan.slices} slices", slices)
     _check_ring(plan, where)
-    if c.commit.sink == Sink.TRF:
-        _check_lanes(c, where)
     for port, footprint, address in zip(plan.ports, plan.footprints, resolved, strict=True):
         end = capacity_bytes(footprint.memory, c.file_lanes)
-        end = min(end, port.limit or end)
+        _check_span(0, port.limit, end, f"a limit in {footprint.memory.name}", where)
+        end = port.limit or end
         what = f"a {'write' if footprint.write else 'read'} of {footprint.memory.name}"
         _check_span(address + footprint.low, address + footprint.high, end, what, where)
         unit = 8 if footprint.write else element_bytes(port.dtype)
@@ -84,14 +83,6 @@ def _check_ring(plan: ExecPlan, where: Where) -> None:
         raise errors.no_such_slice(where(), what, c.switch.ring)
 
 
-def _check_lanes(c: Exec, where: Where) -> None:
-    low = sum(min(0, k.lanes * (k.n - 1)) for k in c.counters)
-    high = sum(max(0, k.lanes * (k.n - 1)) for k in c.counters)
-    if low < 0 or high >= c.trf_lanes:
-        what = f"a store goes to lanes {low} to {high} of the register file"
-        raise errors.no_such_slice(where(), what, c.trf_lanes)
-
-
 def _check_vrf_strides(c: Exec, where: Where) -> None:
     v = c.vector
     for stride in (*(k.vrf for k in c.counters), v.vrf_lane, v.vrf_column, v.vrf_pair):
@@ -117,12 +108,12 @@ def check_dma(
     source, destination, *index = plan.footprints
     _check_side(c.source, source, resolved[0], regions, slices, where)
     _check_side(c.destination, destination, resolved[1], regions, slices, where)
-    for side, address in zip((c.source, c.destination), issued.addresses, strict=False):
-        start = address.offset_of(rank)
-        end = start + _reach(side, c.n) + c.run
-        if side.limit and end > side.limit:
-            what = "a transfer, relative to its register,"
-            raise errors.out_of_bounds(where(), what, start, end, side.limit)
+    for side, address, at in zip(
+        (c.source, c.destination), issued.addresses, resolved, strict=False
+    ):
+        if side.limit:
+            start = address.offset_of(rank)
+            _check_limit(side, c, start, at - start, regions, slices, where)
     if c.destination.space == Space.DM:
         for value in (resolved[1], c.run, *c.destination.strides):
             _check_unit(value, DM_WRITE_BYTES, "a write to DM by DMA", where)
@@ -137,6 +128,24 @@ def check_dma(
         _check_unit(resolved[2], 4, "the address of an index list", where)
         for stride in c.index.strides:
             _check_unit(stride, 4, "a stride of an index list", where)
+
+
+def _check_limit(
+    side: Side,
+    c: Dma,
+    offset: int,
+    register: int,
+    regions: Sequence[Region],
+    slices: int,
+    where: Where,
+) -> None:
+    """A side's limit lies in its memory, and the side before its limit."""
+    room = slices * SLICE_ADDRESS_BYTES
+    if side.space == Space.HBM:
+        room = regions[register >> REGION_SHIFT].size - (register & ((1 << REGION_SHIFT) - 1))
+    _check_span(0, side.limit, room, "a limit, relative to its register,", where)
+    end = offset + _reach(side, c.n) + c.run
+    _check_span(0, end, side.limit, "a transfer, relative to its register,", where)
 
 
 def _reach(side: Side, n: Iterable[int]) -> int:

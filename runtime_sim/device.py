@@ -101,10 +101,16 @@ class Device:
         """Run `program` once: name -> array for its outputs, put together from its ranks.
 
         Ranks go in step, command by command. Raises: SIM020 (inputs), SIM022 (not loaded), SIM001
-        to SIM007, SIM010 to SIM018, SIM023, SIM024 and SIM026 (the program breaks a rule), SIM013
-        (an input is out of range), SIM019 (the host's memory), SIM021 (a tensor does not fit).
+        to SIM007, SIM010 to SIM018, SIM023 to SIM026 (the program breaks a rule), SIM013 (an input
+        is out of range), SIM019 and SIM028 (the host's memory), SIM021 (a tensor does not fit).
         """
         check_inputs(program.inputs, inputs)
+        try:
+            return self._run(program, inputs)
+        except MemoryError:
+            raise errors.host_memory_exhausted(program.bucket) from None
+
+    def _run(self, program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
         bound = self._bound.get(program)
         if bound is None:
             bound = self._bind(program)

@@ -325,7 +325,9 @@ class _RowTable:
         loops = [(c.n[i] - 1) * end.strides[i] for i in range(len(c.n))]
         last = end.start + sum(max(0, v) for v in loops) + c.run
         fitting = (size - last) // self._scale + 1 if self._scale else 1 << 31
-        self._rows = min(fitting, c.index.bound or fitting)
+        if c.index.bound > fitting:
+            raise errors.index_out_of_bounds(where(), c.index.bound - 1, fitting)
+        self._rows = c.index.bound or fitting
 
     def _row_loop_offsets(self, walked: Sequence[int]) -> Array | None:
         """Bytes that the row loops add by themselves, shape [*row loops]; usually none.

@@ -62,7 +62,7 @@ class Files(NamedTuple):
     def filled(slices: int, fill: int) -> Files:
         """Memories whose bytes all have one value."""
         sizes = (DM_BYTES, TRF_BYTES, VRF_BYTES)
-        return Files(*(np.full((slices, size), fill, np.uint8) for size in sizes))
+        return Files(*(_filled((slices, size), fill) for size in sizes))
 
     def part(self, first: int, slices: int) -> Files:
         """The same bytes, of some slices."""
@@ -141,3 +141,8 @@ class ChipMemory:
             which = granules.numbers[flags]
             self._trf_granules[1:, which] = self._trf_granules[0, which]
             flags[...] = False
+
+
+def _filled(shape: tuple[int, int], fill: int) -> Array:
+    """Bytes that are all `fill`; zeros cost nothing until they are touched."""
+    return np.full(shape, fill, np.uint8) if fill else np.zeros(shape, np.uint8)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from .. import errors
 from ..backend_rngd.isa.container import Block, Program
 from ..backend_rngd.isa.cost import DmaCost, multiplied_kind
 from ..backend_rngd.isa.instructions import Control, Exec
@@ -26,6 +27,8 @@ from .spread import Spread, number_spread
 
 LAUNCH_ROW = "<launch>"
 FINISH_ROW = "<finish>"
+MAX_CYCLES = 1 << 42
+"""An hour at 1 GHz: no bucket comes near it, a damaged one may."""
 Bound = Literal["HBM", "MAC", "vector", "DMA issue", "latency"]
 TIME_FACTOR = "model.time_factor"
 """What times may be off by as a whole."""
@@ -109,10 +112,12 @@ class ProgramTiming:
         return self.spread.dominant
 
 
-def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> ProgramTiming:
+def time_program(
+    program: Program, machine: Machine, *, sharers: int = 1, max_cycles: int = MAX_CYCLES
+) -> ProgramTiming:
     """Time one run of `program` while `sharers` PEs, this one included, load from HBM.
 
-    Raises: VED011, SIM001 to SIM003, SIM005, SIM006.
+    Raises: VED011, SIM001 to SIM003, SIM005, SIM006, SIM027 (more than `max_cycles`).
     """
     costs = Costs(machine, sharers)
     blocks = [_time_block(program, block, costs) for block in program.blocks]
@@ -131,6 +136,8 @@ def time_program(program: Program, machine: Machine, *, sharers: int = 1) -> Pro
     total = _Row()
     for row in rows.values():
         total.add(row, row.macs)
+    if total.cycles > max_cycles:
+        raise errors.too_many_cycles(program.bucket, total.cycles, max_cycles)
     limits = _Limits.of(program, machine, sharers)
     low_us, high_us, dominant_us = interval_us(total.cycles, total.spread, machine)
     return ProgramTiming(
@@ -185,7 +192,7 @@ class _Limits:
     def of(program: Program, machine: Machine, sharers: int) -> _Limits:
         """For the narrowest element type that the program multiplies."""
         kinds = {
-            multiplied_kind(command.stream.cast or command.a.dtype)
+            multiplied_kind(command.stream_dtype)
             for command in program.commands
             if isinstance(command, Exec) and command.contraction is not None
         }

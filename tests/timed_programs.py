@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from furiosa_llm.backend_rngd.isa.container import Block, Call, Header, Program, Provenance
+from furiosa_llm.backend_rngd.isa.container import (
+    Binding,
+    Block,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+)
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -41,7 +49,7 @@ SLICE = 1 << 22
 def load(n: int = 64, **head: object) -> Dma:
     """Bring n rows of 256 B from HBM."""
     head_of = Head(Context.DMA, **head)  # type: ignore[arg-type]
-    return Dma(head_of, (n,), 256, Side(Space.HBM, 0, (256,)), Side(Space.DM, 0, (SLICE,)))
+    return Dma(head_of, (n,), 256, Side(Space.HBM, 0, (256,), 0), Side(Space.DM, 0, (SLICE,)))
 
 
 def add(steps: int = 64, context: Context = Context.MAIN, **head: object) -> Exec:
@@ -73,9 +81,12 @@ def program(
     header = Header(
         model_name="test",
         bucket="decode:1,16",
-        regions=(),
+        regions=(Region(name="scratch", scratch_bytes=65536),),
         blocks=(Block(name="block", first=0, count=len(commands), provenance=provenance),),
-        calls=tuple(Call(block=0, prefix=prefix, bindings=()) for prefix in prefixes),
+        calls=tuple(
+            Call(block=0, prefix=prefix, bindings=(Binding(register_number=0, region=0),))
+            for prefix in prefixes
+        ),
     )
     return Program(header, commands)
 

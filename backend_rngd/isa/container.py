@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, ValidationError
 
 from ... import errors
+from .canonical import canonical
 from .cut import Cut
 from .dtypes import DType
 from .instructions import MAX_RANKS, REGISTERS, Control, Dma, Exec, Instruction
@@ -40,9 +41,10 @@ from .records import (
     encode_dma,
     encode_exec,
 )
+from .registers import BlockRegisters
 
 MAGIC = b"VEDF"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 PREAMBLE = struct.Struct("<4sIQQ32s8s")
 ALIGNMENT = 64
 INSTRUCTION_BUDGET_BYTES = 720_896
@@ -271,6 +273,7 @@ def write_program(program: Program) -> bytes:
 def _encode_records(commands: tuple[Instruction, ...]) -> bytes:
     tables: dict[int, list[np.ndarray]] = {KIND_EXEC: [], KIND_DMA: [], KIND_CONTROL: []}
     entries: dict[Instruction, int] = {}
+    commands = tuple(canonical(command) for command in commands)
     for command in dict.fromkeys(commands):
         kind, record = _encode(command)
         entries[command] = kind << 24 | len(tables[kind])
@@ -394,6 +397,10 @@ def _check_references(name: str, program: Program) -> None:
             if command.head.provenance >= len(block.provenance):
                 raise errors.bad_header(name, f"blocks.{i}.provenance", "a command has no entry")
             _check_partners(name, program, block, entry, command)
+    registers = [BlockRegisters.of(program.block_commands(block)) for block in header.blocks]
+    for i, found in enumerate(registers):
+        if found.problem is not None:
+            raise errors.bad_header(name, f"blocks.{i}", found.problem)
     for i, call in enumerate(header.calls):
         if call.block >= len(header.blocks):
             raise errors.bad_header(name, f"calls.{i}.block", "no such block")
@@ -405,11 +412,18 @@ def _check_references(name: str, program: Program) -> None:
             raise errors.bad_header(name, f"calls.{i}.successor", "its block loads for one")
         if any(b.region >= len(header.regions) for b in call.bindings):
             raise errors.bad_header(name, f"calls.{i}.bindings", "no such region")
+        problem = registers[call.block].problem_of([b.register_number for b in call.bindings])
+        if problem is not None:
+            raise errors.bad_header(name, f"calls.{i}.bindings", problem)
 
 
 def _check_partners(name: str, program: Program, block: Block, entry: int, c: Exec | Dma) -> None:
-    """Every rank has the partners that the command names. Raises: VED014."""
+    """Every rank has the partners that the command names. Raises: VED004, VED014."""
     ranks = program.header.tensor_parallel_size
+    for side in (c.source, c.destination) if isinstance(c, Dma) else ():
+        if side.rank_mask >= ranks or (side.rank_stride and ranks == 1):
+            cause = "an address depends on ranks that do not exist"
+            raise errors.bad_header(name, f"{block.name}[{entry}]", cause)
     for mask, what in partners(c):
         if mask >= ranks:
             module = block.provenance[c.head.provenance].path or block.name

@@ -17,8 +17,9 @@ from .container import Block, Call, Program, Provenance
 from .instructions import REGISTERS, Context, Control, Dma, Exec, Instruction
 from .plan import REGION_SHIFT, ExecPlan, Plan, plan_dma, plan_exec
 
-MAX_ISSUED = 1_000_000
-"""Commands that one block may issue: a damaged file must neither hang nor fill the memory."""
+MAX_ISSUED = 1 << 18
+"""Commands that one block may issue, a hundred times what blocks of real models do: a damaged file
+must neither hang nor fill the memory."""
 MAX_NESTING = 8
 """Repeats inside each other."""
 

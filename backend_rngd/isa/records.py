@@ -1,8 +1,9 @@
 """The bytes of a command: encoding and decoding. `record_types.py` has their layout.
 
-`decode_*` accepts exactly what `encode_*` can write: a reserved byte that is not zero, an
-unknown code or a count out of range is a `BinaryError` that names the record and the field, so
-`encode(decode(record)) == record` holds for every record that is accepted.
+`decode_*` accepts exactly what `encode_*` can write: a reserved byte that is not zero, a field
+that has no effect and is not zero, an unknown code or a count out of range is a `BinaryError` that
+names the record and the field, so `encode(decode(record)) == record` holds for every record that
+is accepted. What is written is the canonical form of a command (`canonical.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ... import errors
+from .canonical import canonical_control, canonical_dma, canonical_exec
 from .dtypes import DType
 from .instructions import (
     MAX_COUNTERS,
@@ -85,6 +87,7 @@ E = TypeVar("E", bound=IntEnum)
 
 def encode_exec(command: Exec) -> np.ndarray:
     """One `EXEC` record, shape ()."""
+    command = canonical_exec(command)
     out = np.zeros((), EXEC)
     _put_head(out["head"], command.head, KIND_EXEC)
     out["head"]["group"] = command.group
@@ -176,6 +179,7 @@ def _put_tags(out: Record, vector: Vector) -> None:
 
 def encode_dma(command: Dma) -> np.ndarray:
     """One `DMA` record, shape ()."""
+    command = canonical_dma(command)
     out = np.zeros((), DMA)
     _put_head(out["head"], command.head, KIND_DMA)
     out["head"]["n_counters"] = len(command.n)
@@ -204,6 +208,7 @@ def encode_dma(command: Dma) -> np.ndarray:
 
 def encode_control(command: Control) -> np.ndarray:
     """One `CONTROL` record, shape ()."""
+    command = canonical_control(command)
     out = np.zeros((), CONTROL)
     out["kind"] = KIND_CONTROL
     out["n_steps"] = len(command.steps)
@@ -565,7 +570,7 @@ def _flag(value: Any, where: str, name: str) -> bool:
 
 
 def _must_round_trip(record: Record, encoded: np.ndarray, where: str) -> None:
-    """What decoding ignores must be zero; comparing bytes finds it wherever it hides."""
+    """What has no effect must be zero; comparing bytes finds it wherever it hides."""
     got, expected = np.asarray(record).tobytes(), encoded.tobytes()
     if got != expected:
         at = next(i for i, (x, y) in enumerate(zip(got, expected, strict=True)) if x != y)

@@ -259,6 +259,10 @@ def _commit(c: Exec) -> Iterator[tuple[str, str]]:
         yield "register-sink", "a store to a register file branches off before the vector engine"
     if o.sink == Sink.VRF and c.commit_port.dtype.bits != 32:
         yield "vrf-dtype", "the VRF holds 32-bit elements"
+    steps = [k.lanes * (k.n - 1) for k in c.counters]
+    low, high = sum(min(0, v) for v in steps), sum(max(0, v) for v in steps)
+    if low < 0 or high >= c.trf_lanes:
+        yield "store-lanes", f"a store to lanes {low} to {high} of {c.trf_lanes}"
     if o.sink == Sink.TRF and c.commit_port.dtype != c.stream_dtype:
         yield "trf-dtype", "the TRF keeps the stream's type"
     if result != c.commit_port.dtype:

@@ -88,7 +88,7 @@ def _tags(c: Exec, v: Vector) -> Violations:
         yield "select", "slots are one unit's first operand"
     if v.comparators and not selects:
         yield "tags", "a tag without a unit that selects by it"
-    if any(slot.mask for slot in v.slots) and not v.comparators:
+    if any(slot.mask >> len(v.comparators) for slot in v.slots):
         yield "tags", "a guard of tags that are not made"
     if selects and c.stream.pair:
         yield "tags", "a pair's groups have no tags"
@@ -137,6 +137,8 @@ def _valid_counts(c: Exec, v: Vector) -> Violations:
     for dim in dims - {ValidDim.NONE, ValidDim.PACKET}:
         if dim - ValidDim.GATE0 >= len(v.gates):
             yield "valid-count", f"counters follow {dim.name.lower()}, which is not used"
+    if any(gate.mask >= MAX_SLICES_PER_PE << c.group for gate in v.gates):
+        yield "valid-count", "a gate looks at bits that no slice number has"
     if ValidDim.PACKET in dims and v.clipper is None:
         yield "valid-count", "counters follow the packet's axis, which nothing clips"
     if any(k.valid_dim != ValidDim.NONE and k.fate == Fate.MSUM for k in c.counters):

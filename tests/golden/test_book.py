@@ -78,7 +78,7 @@ def execute(command: Exec, memory: np.ndarray, out_bytes: int, *before: Exec) ->
     """
     slices, n = memory.shape
     ranks, own = max(1, slices // 64), min(slices, 64)
-    source = Side(Space.HBM, 0, (n,), 0, rank_stride=own * n)
+    source = Side(Space.HBM, 0, (n,), 0, rank_stride=own * n if ranks > 1 else 0)
     fill = dma((own,), source, Side(Space.DM, 0, (SLICE,)), run=n)
     drain = dma(
         (own,),

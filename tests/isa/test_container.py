@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,30 @@ def test_damage_is_named(data: bytes, code: str, cause: str) -> None:
     assert caught.value.code == code
     assert cause in caught.value.cause
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("commands", "bound", "cause"),
+    [
+        (COMMANDS, (), "register 3 stands for no region"),
+        (COMMANDS, (3, 3), "bound twice"),
+        ((replace(LOAD, source=replace(LOAD.source, register=None)),), (3,), "has no register"),
+        ((replace(COPY, a=Port(register=4)),), (), "nothing moves it"),
+        ((Control(4, 1, (Step(4, 8),)), replace(COPY, a=Port(register=4))), (4,), "on chip"),
+        ((Control(4, 1, (Step(5, 8),)), LOAD), (3,), "nothing inside uses"),
+    ],
+)
+def test_registers_have_a_value_and_a_use(
+    commands: tuple[Exec | Dma | Control, ...], bound: tuple[int, ...], cause: str
+) -> None:
+    header = make(commands).header
+    bindings = tuple(Binding(register_number=number, region=0) for number in bound)
+    calls = (header.calls[0].model_copy(update={"bindings": bindings}),)
+    data = write_program(Program(header.model_copy(update={"calls": calls}), commands))
+    with pytest.raises(BinaryError) as caught:
+        read_program(data)
+    assert caught.value.code == "VED004"
+    assert cause in caught.value.cause
 
 
 def test_code_beyond_the_instruction_memory_is_refused() -> None:

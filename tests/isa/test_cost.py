@@ -296,7 +296,7 @@ def test_a_ring_takes_its_size_times_the_packets() -> None:
         (("counters", 0, "n"), 2, "fetch"),
         (("counters", 1, "n"), 4, "contraction"),
         (("stream", "run_stride"), 32, "fetch"),
-        (("stream", "runs"), 1, "fetch"),
+        (("stream", "run_step"), 0, "fetch"),
         (("vector", "slice_group"), 16, "inter_slice"),
         (("out", "transpose_rows"), 2, "transpose"),
     ],

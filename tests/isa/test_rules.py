@@ -130,6 +130,7 @@ BROKEN: list[tuple[str, Exec, dict[str, Any]]] = [
         {"counters": (Counter(2, fate=Fate.MSUM, trf=64, commit=8),)},
     ),
     ("msum-no-vrf", multiply, {"counters": (Counter(2, fate=Fate.MSUM, trf=64, vrf=4),)}),
+    ("store-lanes", store, {"counters": (Counter(9, a=64, lanes=1),)}),
     ("lanes-only-to-trf", plain, {"counters": (Counter(2, commit=32, lanes=1),)}),
     (
         "reduce-slots",

@@ -283,6 +283,14 @@ def test_buffers_must_fit_into_the_host() -> None:
     assert fault.value.code == "SIM019"
 
 
+def test_a_host_without_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(device_module, "check_initialised", allocate)
+    assert fault_of(COMMANDS).code == "SIM028"
+
+
 def test_a_program_has_a_limit_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "MAX_PROGRAM_WORK", 1 << 20)
     assert fault_of(COMMANDS).code == "SIM018"
@@ -383,6 +391,7 @@ FAR = Switch(Topology.BROADCAST01, 64)
     [
         ("SIM010", {"a": Port((1 << 19) - 64)}),
         ("SIM010", {"commit_port": Port(4096, limit=4096 + 64)}),
+        ("SIM010", {"commit_port": Port(4096, limit=(512 << 10) + 1)}),
         ("SIM011", {"a": Port(0, register=9), "counters": ()}),
         ("SIM015", {"switch": FAR, "counters": (Counter(4, Birth.SLICE, commit=32, slices=32),)}),
         ("SIM018", {"counters": (Counter(65536, fate=Fate.VSUM),) * 2, "vector": SUM}),

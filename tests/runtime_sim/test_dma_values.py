@@ -184,6 +184,12 @@ def test_a_row_that_does_not_exist_is_a_fault_of_the_run(row: int, bound: int) -
     assert f"row {row}" in fault.value.message
 
 
+def test_a_bound_beyond_the_rows_that_exist_is_a_fault() -> None:
+    with pytest.raises(errors.SimulationFault) as fault:
+        bind(gather(65), make_regions(0), make_memory(0))
+    assert fault.value.code == "SIM013"
+
+
 def transfer(**changes: object) -> Dma:
     plain = Dma(
         head=Head(Context.DMA),
@@ -202,6 +208,8 @@ def transfer(**changes: object) -> Dma:
         ("SIM010", {"source": Side(Space.HBM, 8, (-128, 64))}),
         ("SIM010", {"source": Side(Space.HBM, 7 * REGION, (128, 64))}),
         ("SIM010", {"source": Side(Space.HBM, 0, (128, 64), limit=1000)}),
+        ("SIM010", {"source": Side(Space.HBM, 0, (128, 64), limit=4097)}),
+        ("SIM010", {"destination": Side(Space.DM, 0, (SLICE, 64), limit=64 * SLICE + 1)}),
         ("SIM010", {"destination": Side(Space.DM, (1 << 19) - 64, (SLICE, 64))}),
         ("SIM011", {"destination": Side(Space.DM, 4, (SLICE, 64))}),
         ("SIM011", {"run": 60}),

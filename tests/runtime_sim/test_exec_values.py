@@ -47,6 +47,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     VectorOp,
 )
 from furiosa_llm.backend_rngd.isa.plan import plan_exec
+from furiosa_llm.backend_rngd.isa.records import decode_exec, encode_exec
 from furiosa_llm.backend_rngd.isa.rules import TRF_HALF_BYTES, result_dtype
 from furiosa_llm.backend_rngd.isa.units import (
     ALU_OPS,
@@ -119,10 +120,10 @@ def put_bitmaps(command: Exec, seed: int) -> None:
 
 
 def run_both(commands: Sequence[Exec]) -> ScalarMachine:
-    """Run `commands` on both machines; returns the scalar one."""
+    """Run `commands` on both machines, as their bytes on ours; returns the scalar one."""
     scalar = ScalarMachine(MEMORY.dm[:, : 3 * WINDOW + 8], MEMORY.trf, MEMORY.vrf)
     for command in commands:
-        plan = plan_exec(command, "test")
+        plan = plan_exec(decode_exec(encode_exec(command), "test"), "test")
         addresses = [port.base for port in plan.ports]
         check_exec(plan, addresses, MEMORY.slices, lambda: "test")
         with np.errstate(all="ignore"):

@@ -294,6 +294,15 @@ def test_the_bytes_give_the_same_times() -> None:
     assert time_program(read_program(write_program(original)), BOOK) == time_program(original, BOOK)
 
 
+def test_a_program_has_a_limit_of_cycles() -> None:
+    slow = program(Control(1000, 1), load())
+    cycles_taken = time_program(slow, BOOK).cycles
+    assert time_program(slow, BOOK, max_cycles=cycles_taken).cycles == cycles_taken
+    with pytest.raises(SimulationFault) as fault:
+        time_program(slow, BOOK, max_cycles=cycles_taken - 1)
+    assert fault.value.code == "SIM027"
+
+
 # --- speed ---
 
 
