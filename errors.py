@@ -877,6 +877,17 @@ def stages_differ(*, at: str, stages: int, mesh: int) -> CompileError:
     )
 
 
+def sharded_already(ranks: int, asked: int) -> CompileError:
+    """SHD006: a module that is cut over some ranks cannot be cut over others."""
+    return CompileError(
+        "SHD006",
+        f"cannot cut the module over {asked} ranks",
+        at="pass shard-tensor-parallel",
+        cause=f"it is cut over {ranks} ranks already",
+        next_step=f"set tp to {ranks}, or begin with the module before shard-tensor-parallel",
+    )
+
+
 # --- backend ---
 
 

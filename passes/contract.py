@@ -23,6 +23,7 @@ class Relation(Enum):
     )
     LAST_TOKEN = "of the logits only each sequence's last token is left"
     NO_LOGITS = "the logits are gone, the caches are the same"
+    SHARDED = "same inputs, same outputs, those that are cut put together from the ranks' parts"
     SPECIALIZED = "same inputs, same outputs, for inputs of the bucket's sizes only"
 
 

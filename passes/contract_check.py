@@ -19,7 +19,8 @@ from xdsl.dialects.builtin import ModuleOp
 
 from .. import errors
 from ..ir import interpreter, nn
-from ..ir.dist import FORWARD
+from ..ir.dist import FORWARD, cuts_of, mesh_of
+from ..ir.dist_interpreter import Ranks, assemble, run_ranks, take
 from ..ir.interpreter import TORCH_DTYPES, Precision
 from ..ir.text import make_context
 from ..ir.types import dims_of, dtype_of, i32, shape_of
@@ -48,6 +49,7 @@ def check_contract(one: ContractPass, module: ModuleOp, seed: int = 0) -> Module
     {
         Relation.SAME: check.same,
         Relation.SPECIALIZED: check.same,
+        Relation.SHARDED: check.same,
         Relation.PAGED: check.paged,
         Relation.LAST_TOKEN: check.last_token,
         Relation.NO_LOGITS: check.no_logits,
@@ -234,7 +236,26 @@ class _Check:
     def _run(
         self, module: ModuleOp, inputs: Sequence[Tensor], precision: Precision
     ) -> list[Tensor]:
-        return interpreter.run(module, FORWARD, inputs, self._parameter, precision=precision)
+        """What the module gives for whole inputs, put together if it is cut over ranks."""
+        mesh = mesh_of(module)
+        if mesh is None:
+            return interpreter.run(module, FORWARD, inputs, self._parameter, precision=precision)
+        cuts, _ = cuts_of(functions(module)[FORWARD])
+        parts = [
+            tuple(x if cut is None else take(cut, x, rank) for rank in range(mesh.ranks))
+            for x, cut in zip(inputs, cuts, strict=True)
+        ]
+        results = run_ranks(module, FORWARD, parts, self._parameter, precision=precision)
+        return self._whole_results(module, results)
+
+    def _whole_results(self, module: ModuleOp, results: Sequence[Ranks]) -> list[Tensor]:
+        _, cuts = cuts_of(functions(module)[FORWARD])
+        for index, (ranks, cut) in enumerate(zip(results, cuts, strict=True)):
+            differing = None if cut else next((x for x in ranks if _differ(x, ranks[0])), None)
+            if differing is not None:
+                self._broken(f"result {index} is not the same on all ranks")
+        pairs = zip(results, cuts, strict=True)
+        return [ranks[0] if cut is None else assemble(cut, ranks) for ranks, cut in pairs]
 
     def _compare_unused(self, step: Step, caches: Sequence[Tensor]) -> None:
         """Slots that no token was mapped to hold what they held."""
@@ -252,6 +273,10 @@ class _Check:
     def _broken(self, what: str) -> None:
         tolerance = str(self.one.contract.tolerance)
         raise errors.contract_broken(self.one.name, what, f"{self.one.relation.value}; {tolerance}")
+
+
+def _differ(x: Tensor, y: Tensor) -> bool:
+    return difference(x, y, Bitwise()) is not None
 
 
 def _names(results: Sequence[Tensor]) -> list[str]:

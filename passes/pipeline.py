@@ -1,7 +1,8 @@
 """The order of the passes, and running them.
 
 Phases: `import` (what PyTorch exported becomes a few distinct blocks), `model` (what every bucket
-shares), `bucket` (the sizes of one bucket). The backend's passes follow.
+shares), `bucket` (the sizes of one bucket), `shard` (each rank's part). The backend's passes
+follow.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ def bucket_phase(bucket: Bucket) -> list[ModulePass]:
     from .specialize_bucket import SpecializeBucketPass
 
     return [SpecializeBucketPass.for_bucket(bucket)]
+
+
+def shard_phase(tp: int, *, partial_sum: Literal["f32", "bf16"] = "f32") -> list[ModulePass]:
+    """The program of each of `tp` ranks."""
+    from .shard_tensor_parallel import ShardTensorParallelPass
+
+    return [ShardTensorParallelPass(tp, partial_sum)]
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,12 @@ def _prune_logits() -> type[ModulePass]:
     return PruneLogitsPass
 
 
+def _shard_tensor_parallel() -> type[ModulePass]:
+    from .shard_tensor_parallel import ShardTensorParallelPass
+
+    return ShardTensorParallelPass
+
+
 def _specialize_bucket() -> type[ModulePass]:
     from .specialize_bucket import SpecializeBucketPass
 
@@ -66,6 +72,7 @@ PASSES: Registry = {
     "outline-blocks": _outline_blocks,
     "paged-attention": _paged_attention,
     "prune-logits": _prune_logits,
+    "shard-tensor-parallel": _shard_tensor_parallel,
     "specialize-bucket": _specialize_bucket,
 }
 """The passes on tensors; `artifact` and `cli` add the backend's."""

@@ -17,17 +17,20 @@ from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.passes.contract import Bitwise, Budget, ContractPass, Ulps
 from furiosa_llm.passes.contract_check import check_contract, difference
 from furiosa_llm.passes.pipeline import bucket_phase, import_phase, model_phase, run_passes
+from furiosa_llm.passes.pipeline_text import parse_passes
 from furiosa_llm.passes.registry import PASSES
 
 IMPORT = [one.name for one in import_phase()]
 PAGED = [*IMPORT, "paged-attention"]
 MODEL = [*PAGED, "prune-logits"]
+BUCKET = [*MODEL, "specialize-bucket{kind=decode batch=2 length=5}"]
 
 BEFORE: dict[str, list[str]] = {
     **{name: IMPORT[:index] for index, name in enumerate(IMPORT)},
     "paged-attention": IMPORT,
     "prune-logits": PAGED,
     "specialize-bucket": MODEL,
+    "shard-tensor-parallel": BUCKET,
 }
 """Pass -> the passes that run before it in a build."""
 
@@ -37,6 +40,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
         {"kind": "decode", "batch": 2, "length": 5},
         {"kind": "prefill", "batch": 3, "length": 4},
     ],
+    "shard-tensor-parallel": [{"tp": 2}, {"tp": 8, "partial_sum": "bf16"}],
 }
 
 
@@ -62,9 +66,9 @@ def make_pass(name: str, options: dict[str, object]) -> ContractPass:
 def test_pass_keeps_its_contract(name: str, program: Program, seed: int, straight: bool) -> None:
     """`straight` runs the pass on what was imported, as far as its precondition allows that."""
     module = program.module()
-    needs_caches = name in ("prune-logits", "specialize-bucket")
+    needs_caches = name not in IMPORT and name != "paged-attention"
     before = ["paged-attention"] * needs_caches if straight else BEFORE[name]
-    run_passes(module, [PASSES[other]()() for other in before])
+    run_passes(module, parse_passes(",".join(before)))
     original = content(module)
     for options in OPTIONS.get(name, [{}]):
         one = make_pass(name, options)
@@ -76,7 +80,7 @@ def test_pass_keeps_its_contract(name: str, program: Program, seed: int, straigh
 @pytest.mark.parametrize("name", BEFORE)
 def test_pass_gives_the_same_text_from_memory_and_from_a_file(name: str) -> None:
     module = EVERYTHING.module()
-    run_passes(module, [PASSES[other]()() for other in BEFORE[name]])
+    run_passes(module, parse_passes(",".join(BEFORE[name])))
     reread = parse_module(print_module(module))
     one = make_pass(name, OPTIONS.get(name, [{}])[0])
     assert print_module(apply(one, reread)) == print_module(apply(one, module))

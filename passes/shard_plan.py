@@ -1,0 +1,338 @@
+"""Which values of a program are cut over the ranks: decided here, done by shard-tensor-parallel.
+
+Each function is walked twice. Forwards, `cut_offers` says which tensors come in parts for nothing.
+Backwards, ops ask for what they can use: attention for its heads, a product for its columns if its
+input is offered so, the host for logits; and ops in between pass the question on (`cut_rules`).
+Weights, caches and constants are cut as asked. What is asked for whole but comes in parts is
+gathered, and what is asked for in parts but is whole is cut on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import gcd
+from typing import Final
+
+from xdsl.dialects.func import CallOp, FuncOp, ReturnOp
+from xdsl.ir import BlockArgument, Operation, SSAValue
+
+from ..ir import nn, paged
+from ..ir.dist_cut import CutAttr, refined
+from ..ir.provenance import module_path
+from ..ir.types import dims_of
+from ..ir.verification import callee_name
+from .cut_offers import Offer, Padding, offer_through
+from .cut_rules import operand_cuts
+from .head_cuts import HeadSplit, split_heads
+
+Operand = tuple[Operation, int]
+"""An op and which of its operands."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What an operand needs: a cut, or any (`cut` is None); an operand without one is whole."""
+
+    cut: CutAttr | None
+    why: str
+
+
+ANY: Final = Ask(None, "")
+"""The host takes whatever comes."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What is known about a function from its callers."""
+
+    parameters: frozenset[int] = frozenset()
+    """Arguments that are parameters in every call."""
+    inputs: frozenset[int] = frozenset()
+    """Arguments that the host gives, in every call."""
+    returned: frozenset[int] = frozenset()
+    """Results that go to the host and nowhere else."""
+    tables: frozenset[int] = frozenset()
+    """Arguments that are also read row by row, as embedding tables."""
+
+
+@dataclass
+class FunctionPlan:
+    """The decisions for one function."""
+
+    function: FuncOp
+    ranks: int
+    interface: Interface
+    callees: Mapping[str, FunctionPlan] = field(default_factory=dict)
+    tables: frozenset[str] = frozenset()
+    """Parameters that are embedding tables, by name."""
+    offers: dict[SSAValue, Offer] = field(default_factory=dict)
+    asks: dict[Operand, Ask] = field(default_factory=dict)
+    placed: dict[SSAValue, Ask] = field(default_factory=dict)
+    """Values that are cut, and why."""
+    summed: set[nn.LinearOp] = field(default_factory=set)
+    """Products over a cut dimension: each rank has a part of the sum."""
+    looked_up: set[nn.EmbeddingOp] = field(default_factory=set)
+    """Lookups in tables that are cut by rows."""
+    sliced: dict[nn.SliceOp, Ask] = field(default_factory=dict)
+    """Slices of parameters along the dimension of the cut, with what is asked of the slice."""
+    bounds: dict[nn.SliceOp, tuple[int, int]] = field(default_factory=dict)
+    """The same slices of a rank's part."""
+
+    def run(self) -> FunctionPlan:
+        """Decide everything."""
+        ops = list(self.function.body.block.ops)
+        for op in ops:
+            self._offer(op)
+        for op in reversed(ops):
+            if isinstance(op, ReturnOp):
+                self.asks.update({(op, index): ANY for index in self.interface.returned})
+            elif isinstance(op, CallOp):
+                self._place_call(op)
+            elif op.results and not isinstance(op, nn.GetParameterOp | nn.ConstantOp):
+                self._place(op, self._chosen(op.results[0]))
+        for value in self._parameters():
+            self._settle_slices(value)
+        for argument in self.function.args:
+            self._settle_argument(argument)
+        return self
+
+    # --- what the outside sees ---
+
+    @property
+    def argument_asks(self) -> list[Ask | None]:
+        """How each argument is cut."""
+        return [self.placed.get(argument) for argument in self.function.args]
+
+    @property
+    def result_asks(self) -> list[Ask | None]:
+        """How each result is cut."""
+        last = self.function.body.block.last_op
+        assert last is not None
+        return [
+            self.placed.get(operand) if index in self.interface.returned else None
+            for index, operand in enumerate(last.operands)
+        ]
+
+    # --- forwards ---
+
+    def _offer(self, op: Operation) -> None:
+        if len(op.results) != 1 or isinstance(op, CallOp):
+            return
+        offers = [self.offers.get(operand) for operand in op.operands]
+        match op:
+            case nn.LinearOp():
+                made = self._offer_of_product(op)
+            case nn.AttentionOp() | paged.AttentionOp():
+                made = self._offer_of_heads(op, offers)
+            case _:
+                made = offer_through(op, offers)
+        if made is not None:
+            self.offers[op.results[0]] = made
+
+    def _offer_of_product(self, op: nn.LinearOp) -> Offer | None:
+        """Any rows, if it does not take a part of its input."""
+        if not self._is_parameter(op.w) or self._columns(op) is not None:
+            return None
+        return Offer(len(dims_of(op.y)) - 1, spare=int(self._is_table(op.w)))
+
+    def _offer_of_heads(
+        self, op: nn.AttentionOp | paged.AttentionOp, offers: Sequence[Offer | None]
+    ) -> Offer:
+        defined = all(offer is None or offer.padding < Padding.UNDEFINED for offer in offers)
+        return Offer(
+            dim=2,
+            fixed=self._heads(op).query_cut().at(2),
+            padding=Padding.FINITE if defined else Padding.UNDEFINED,
+        )
+
+    def _columns(self, op: nn.LinearOp) -> CutAttr | None:
+        """How the product can take its input in parts, which other ranks' sums complete."""
+        offer = self.offers.get(op.x)
+        last = len(dims_of(op.x)) - 1
+        if offer is None or offer.dim != last:
+            return None
+        cut = offer.cut(_size(op.x, last), self.ranks)
+        if not cut.is_disjoint or (cut.is_padded and offer.padding == Padding.UNDEFINED):
+            return None
+        return cut
+
+    def _heads(self, op: nn.AttentionOp | paged.AttentionOp) -> HeadSplit:
+        keys = op.k if isinstance(op, nn.AttentionOp) else op.cache
+        return split_heads(_size(op.q, 1), _size(keys, 1), _size(op.q, 3), self.ranks)
+
+    # --- backwards ---
+
+    def _chosen(self, value: SSAValue) -> Ask | None:
+        """How a value should come; None for whole."""
+        asks = [self.asks.get((use.operation, use.index)) for use in value.uses]
+        cuts = list(dict.fromkeys(ask.cut for ask in asks if ask is not None and ask.cut))
+        offer = self.offers.get(value)
+        if cuts:
+            wanted = next(ask for ask in asks if ask is not None and ask.cut == cuts[0])
+            alone = len(cuts) == 1 and None not in asks
+            return wanted if alone or offer is not None else None
+        if offer is not None and asks and all(ask is ANY for ask in asks):
+            cut = offer.cut(_size(value, offer.dim), self.ranks)
+            return Ask(cut, "rows; the host takes each rank's part of the result")
+        return None
+
+    def _place(self, op: Operation, wanted: Ask | None) -> None:
+        match op:
+            case nn.AttentionOp() | paged.AttentionOp():
+                self._place_attention(op)
+            case nn.LinearOp():
+                self._place_product(op, wanted)
+            case nn.EmbeddingOp() if self._is_parameter(op.table):
+                cut = table_cut(op, self.ranks)
+                self.looked_up.add(op)
+                self._ask(op, 1, cut, "rows of the vocabulary, and zeros for those of other ranks")
+            case nn.SliceOp() if wanted is not None and self._is_cut_across(op, wanted):
+                self.sliced[op] = wanted
+            case _ if wanted is not None and wanted.cut is not None:
+                self._pass_on(op, wanted, wanted.cut)
+
+    def _pass_on(self, op: Operation, wanted: Ask, cut: CutAttr) -> None:
+        cuts = operand_cuts(op, cut)
+        if cuts is None:
+            return  # whole; who asked cuts it on the spot
+        self.placed[op.results[0]] = wanted
+        for index, one in enumerate(cuts):
+            if one is not None:
+                self._ask(op, index, one, wanted.why)
+
+    def _place_attention(self, op: nn.AttentionOp | paged.AttentionOp) -> None:
+        heads = self._heads(op)
+        keys = f"heads of keys and values: {heads.kv_slots} per rank"
+        queries = f"heads of queries: {heads.query_slots} per rank"
+        self._ask(op, 0, heads.query_cut(), queries)
+        caches = 2 if isinstance(op, nn.AttentionOp) else 1
+        for index in range(1, 1 + caches):
+            self._ask(op, index, heads.kv_cut(), keys)
+        self.placed[op.y] = Ask(heads.query_cut().at(2), queries)
+
+    def _place_product(self, op: nn.LinearOp, wanted: Ask | None) -> None:
+        last = len(dims_of(op.y)) - 1
+        if wanted is not None and wanted.cut is not None and wanted.cut.dim.data == last:
+            self._pass_on(op, wanted, wanted.cut)
+        elif (columns := self._columns(op)) is not None:
+            self.summed.add(op)
+            self._ask(op, 0, columns, f"rows, because {_name(op)} takes its input in parts")
+            self._ask(op, 1, columns.at(1), "columns, as its input comes; ranks add their sums")
+            if op.bias is not None:
+                bias = on_first_rank(_size(op.bias, 0), self.ranks)
+                self._ask(op, 2, bias, "on one rank, so that the sum over the ranks has it once")
+        elif self._is_parameter(op.w):
+            cut = self.offers[op.y].cut(_size(op.y, last), self.ranks)
+            self._pass_on(op, Ask(cut, "rows; the result is gathered"), cut)
+
+    def _place_call(self, op: CallOp) -> None:
+        callee = self.callees.get(callee_name(op))
+        if callee is None:
+            return
+        for index, ask in enumerate(callee.argument_asks):
+            if ask is not None:
+                self.asks[op, index] = ask
+        for result, ask in zip(op.results, callee.result_asks, strict=True):
+            if ask is not None:
+                self.placed[result] = ask
+
+    def _ask(self, op: Operation, index: int, cut: CutAttr, why: str) -> None:
+        self.asks[op, index] = Ask(cut, why)
+
+    # --- parameters and arguments ---
+
+    def _parameters(self) -> list[SSAValue]:
+        block = self.function.body.block
+        got = [op.y for op in block.ops if isinstance(op, nn.GetParameterOp)]
+        return [*got, *(argument for argument in block.args if self._is_parameter(argument))]
+
+    def _is_parameter(self, value: SSAValue) -> bool:
+        """Whether a value is a parameter, or a part of one."""
+        if isinstance(value.owner, nn.SliceOp):
+            return self._is_parameter(value.owner.x)
+        if isinstance(value, BlockArgument):
+            return value.index in self.interface.parameters
+        return isinstance(value.owner, nn.GetParameterOp)
+
+    def _is_table(self, value: SSAValue) -> bool:
+        if isinstance(value, BlockArgument):
+            return value.index in self.interface.tables
+        owner = value.owner
+        return isinstance(owner, nn.GetParameterOp) and owner.parameter_name in self.tables
+
+    def _is_cut_across(self, op: nn.SliceOp, wanted: Ask) -> bool:
+        cut = wanted.cut
+        same = cut is not None and cut.dim.data == op.dim.value.data
+        return same and self._is_parameter(op.x) and not isinstance(op.x.owner, nn.SliceOp)
+
+    def _settle_slices(self, value: SSAValue) -> None:
+        """A parameter of which each rank has its part of each slice; or the whole parameter."""
+        slices = [use.operation for use in value.uses if use.operation in self.sliced]
+        ordered = sorted(
+            (op for op in slices if isinstance(op, nn.SliceOp)), key=lambda op: op.start.value.data
+        )
+        if not ordered:
+            return
+        ends = [0, *(op.end.value.data for op in ordered)]
+        starts = [*(op.start.value.data for op in ordered), _size(value, _dim(ordered[0]))]
+        one_dim = len({_dim(op) for op in ordered}) == 1
+        if not one_dim or starts != ends or len(ordered) != len(list(value.uses)):
+            return
+        cuts = [cut for op in ordered if (cut := self.sliced[op].cut) is not None]
+        sizes = accumulate((cut.local_size for cut in cuts), initial=0)
+        joined = joined_slices(cuts)
+        for op, start, cut in zip(ordered, sizes, cuts, strict=False):
+            self._ask(op, 0, joined, self.sliced[op].why)
+            self.placed[op.y] = self.sliced[op]
+            self.bounds[op] = (start, start + cut.local_size)
+
+    def _settle_argument(self, argument: BlockArgument) -> None:
+        """An argument has one type: the cut that all its uses ask for, else it is whole."""
+        known = self.interface.parameters | self.interface.inputs
+        asks = [self.asks.get((use.operation, use.index)) for use in argument.uses]
+        cuts = {None if ask is None else ask.cut for ask in asks if ask is not ANY}
+        first = next((ask for ask in asks if ask is not None and ask is not ANY), None)
+        if argument.index in known and len(cuts) == 1 and first is not None:
+            self.placed[argument] = first
+
+
+def table_cut(op: nn.EmbeddingOp, ranks: int) -> CutAttr:
+    """The rows of an embedding table, with a row of zeros after each rank's."""
+    return CutAttr.even(0, _size(op.table, 0), ranks, spare=1)
+
+
+def on_first_rank(size: int, ranks: int) -> CutAttr:
+    """All on rank 0, zeros on the others."""
+    return CutAttr(0, size, [[(0, size)], *([None] for _ in range(ranks - 1))])
+
+
+def joined_slices(cuts: Sequence[CutAttr]) -> CutAttr:
+    """The cut of a tensor that is cut into slices, of which each rank has its part of each."""
+    length = gcd(*(cut.length.data for cut in cuts))
+    offsets = list(accumulate((cut.whole_size for cut in cuts), initial=0))
+    parts = [refined(cut, length) for cut in cuts]
+    ranks = [
+        [
+            None if held is None else (held[0] + offset, held[1] + offset)
+            for slots, offset in zip(parts, offsets, strict=False)
+            for held in slots[rank]
+        ]
+        for rank in range(cuts[0].ranks)
+    ]
+    return CutAttr(cuts[0].dim.data, length, ranks)
+
+
+def _size(value: SSAValue, dim: int) -> int:
+    size = dims_of(value)[dim]
+    assert isinstance(size, int), f"dimension {size} is not fixed yet"
+    return size
+
+
+def _dim(op: nn.SliceOp) -> int:
+    return int(op.dim.value.data)
+
+
+def _name(op: Operation) -> str:
+    return module_path(op) or op.name
