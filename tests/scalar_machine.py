@@ -1,20 +1,38 @@
 """The meaning of commands, element by element in plain Python: what fast execution must equal.
 
 It follows the formulas of docs/isa.md one by one and shares no code with the simulator, decoding
-and rounding of numbers included. Memories are u8 arrays; HBM is a list of them.
+and rounding of numbers included. Memories are u8 arrays; HBM is a list of them. Where the meaning
+leaves a result open, it is a `Between`; `settle` holds what the simulator chose to it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
+import between
+import exact_conversions as exact
 import numpy as np
+from between import Between, Value, to_f32
+from scalar_numbers import (
+    Number,
+    as_float,
+    as_int,
+    cast,
+    known_float,
+    known_int,
+    load,
+    load_half,
+    rectified,
+    result_value,
+    saturated,
+    save,
+    save_half,
+    wrap,
+)
 
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -41,7 +59,6 @@ from furiosa_llm.backend_rngd.isa.units import STAGE
 
 DM_BYTES, TRF_BYTES, VRF_BYTES, SLICE_BYTES = 1 << 19, 1 << 16, 1 << 13, 1 << 22
 REDUCER_AFTER = 3
-Value = float | int
 
 
 class ScalarMachine:
@@ -54,6 +71,19 @@ class ScalarMachine:
         self.rank = 0
         self.ranks = [self]
         """All machines of the program; the one that executes is number `rank`."""
+        self.open: list[tuple[int, int, DType, Between]] = []
+        """Elements of data memory that are not decided: slice, half byte, type, ends."""
+
+    def settle(self, dm: np.ndarray) -> None:
+        """Take open elements from the data memory of the simulator, which must be allowed."""
+        for s, place, dtype, value in self.open:
+            found = load_half(dm[s], place, dtype)
+            assert between.allows(value, found, dtype), (s, place // 2, found, value)
+            if dtype.bits < 8:
+                save_half(self.dm[s], place, int(found))
+            else:
+                at = slice(place // 2, place // 2 + dtype.bits // 8)
+                self.dm[s][at] = dm[s][at]
 
     # --- passes ---
 
@@ -114,7 +144,7 @@ class ScalarMachine:
                 source += i * k.slices
         return source, extra
 
-    def packet(self, c: Exec, port: Port, which: int, s: int, t: Sequence[int]) -> list[Value]:
+    def packet(self, c: Exec, port: Port, which: int, s: int, t: Sequence[int]) -> list[Number]:
         """F[s, t, ·] of port A or B."""
         source, at = self.source_slice(c, s, t)
         at += port.base
@@ -123,7 +153,7 @@ class ScalarMachine:
                 at += i * (k.b if which else k.a)
         st = c.stream
         half_bytes = port.dtype.bits // 4
-        found: list[Value] = []
+        found: list[Number] = []
         for e in range(st.run * st.runs):
             place = 2 * (at + e // st.run * st.run_stride) + e % st.run * st.run_step * half_bytes
             value = load_half(self.dm[source], place, port.dtype)
@@ -133,13 +163,14 @@ class ScalarMachine:
 
     def stream(self, c: Exec, s: int) -> dict[tuple[int, ...], list[Value]]:
         """O before the vector engine: (group, lane, counters that are not MSUM) -> columns."""
-        found: dict[tuple[int, ...], list[Value]] = {}
         if c.contraction is None:
+            packets: dict[tuple[int, ...], list[Value]] = {}
             for t in steps(c.counters):
-                found[(0, 0, *t)] = self.packet(c, c.a, 0, s, t)
+                packets[(0, 0, *t)] = [*self.packet(c, c.a, 0, s, t)]
                 if c.stream.pair:
-                    found[(1, 0, *t)] = self.packet(c, c.b, 1, s, t)
-            return found
+                    packets[(1, 0, *t)] = [*self.packet(c, c.b, 1, s, t)]
+            return packets
+        found: dict[tuple[int, ...], list[Number]] = {}
         for lane in range(c.commit.lanes):
             for t in steps(c.counters):
                 key = (
@@ -151,17 +182,17 @@ class ScalarMachine:
                 old = found.get(key, [0] * len(sums))
                 found[key] = [a + b for a, b in zip(old, sums, strict=True)]
         if not c.trf.dtype.is_float:
-            found = {key: [wrap(int(v)) for v in values] for key, values in found.items()}
-        return found
+            return {key: [wrap(int(v)) for v in values] for key, values in found.items()}
+        return {key: [*values] for key, values in found.items()}
 
-    def products(self, c: Exec, s: int, lane: int, t: Sequence[int]) -> list[Value]:
+    def products(self, c: Exec, s: int, lane: int, t: Sequence[int]) -> list[Number]:
         k = c.contraction
         assert k is not None
         packet = self.packet(c, c.a, 0, s, t)
         at = c.trf.base
         at += sum(i * counter.trf for i, counter in zip(t, c.counters, strict=True))
         half_bytes = c.trf.dtype.bits // 4
-        columns: list[Value] = [0] * (len(packet) >> k.depth)
+        columns: list[Number] = [0] * (len(packet) >> k.depth)
         for x, value in enumerate(packet):
             inside = x * half_bytes % (2 * k.trf_read)
             place = 2 * trf_byte(k.lanes, lane, at + inside // 2) + inside % 2
@@ -274,13 +305,17 @@ class ScalarMachine:
                     value = result_value(c, columns[q])
                     if o.relu:
                         value = rectified(value)
-                if c.commit_port.dtype == DType.I4:
-                    place = 2 * c.commit_port.base + at - c.commit_port.base + q * o.column_stride
+                place = 2 * (at + q * o.column_stride)
+                if c.commit_port.dtype == DType.I4:  # its strides count half bytes
+                    place = c.commit_port.base + at + q * o.column_stride
+                if isinstance(value, Between):
+                    self.open.append((s, place, c.commit_port.dtype, value))
+                elif c.commit_port.dtype == DType.I4:
                     save_half(self.dm[s], place, int(value))
                 else:
-                    save(self.dm[s], at + q * o.column_stride, value, c.commit_port.dtype)
+                    save(self.dm[s], place // 2, value, c.commit_port.dtype)
 
-    def store(self, c: Exec, s: int, t: Sequence[int], packet: Sequence[Value]) -> None:
+    def store(self, c: Exec, s: int, t: Sequence[int], packet: Sequence[Number]) -> None:
         size = c.commit_port.dtype.bits // 8
         if c.commit_port.dtype == DType.I4:
             packed = [
@@ -345,19 +380,18 @@ def reduced(
     c: Exec, kept: Sequence[Counter], results: dict[tuple[int, ...], list[Value]], s: int
 ) -> dict[tuple[int, ...], list[Value]]:
     """Fold the VSUM counters, and the columns if asked for; what is not valid is left out."""
-    found: dict[tuple[int, ...], list[Value]] = {}
+    terms: dict[tuple[int, ...], list[list[Value]]] = {}
+    kind = c.vector.reduce
     for (lane, *t), columns in results.items():
         key = (lane, *(i for i, k in zip(t, kept, strict=True) if k.fate == Fate.OUT))
         count = valid_count(c, kept, t, s)
-        values = [v if q < count else neutral(c.vector.reduce) for q, v in enumerate(columns)]
+        values = [v if q < count else neutral(kind) for q, v in enumerate(columns)]
         if c.vector.reduce_columns:
-            values = [fold_all(c.vector.reduce, values)]
-        if key in found:
-            values = [fold(c.vector.reduce, a, b) for a, b in zip(found[key], values, strict=True)]
-        found[key] = values
-    if c.vector.reduce == Reduce.IADD_SAT:
-        return {key: [saturated(int(v)) for v in values] for key, values in found.items()}
-    return found
+            terms.setdefault(key, [[]])[0].extend(values)
+            continue
+        for column, value in zip(terms.setdefault(key, [[] for _ in values]), values, strict=True):
+            column.append(value)
+    return {key: [fold_all(kind, column) for column in columns] for key, columns in terms.items()}
 
 
 def valid_count(c: Exec, kept: Sequence[Counter], t: Sequence[int], s: int) -> int:
@@ -378,7 +412,7 @@ def valid_count(c: Exec, kept: Sequence[Counter], t: Sequence[int], s: int) -> i
     return min(clipper.span, max(0, clipper.size - index[ValidDim.PACKET]))
 
 
-def neutral(kind: Reduce) -> Value:
+def neutral(kind: Reduce) -> Number:
     return {
         Reduce.ADD: 0.0,
         Reduce.MAX: -math.inf,
@@ -395,8 +429,9 @@ def tag_of(c: Exec, x: Value) -> int:
     tag = 0
     for bit, comparator in enumerate(c.vector.comparators):
         pattern = wrap(comparator.boundary)
-        a: Value = as_float(x) if dtype.is_float else as_int(x)
-        b: Value = as_float(pattern) if dtype.is_float else pattern
+        assert not isinstance(x, Between), "what comes to the engine is exact"
+        a: Number = as_float(x) if dtype.is_float else as_int(x)
+        b: Number = as_float(pattern) if dtype.is_float else pattern
         if comparator.kind in (Comparison.LESS_UNSIGNED, Comparison.GREATER_UNSIGNED):
             a, b = as_int(x) % (1 << 32), comparator.boundary
         holds = {
@@ -429,30 +464,42 @@ def across_slices(
             ]
             for key in group[0]
         }
-        if v.slice_reduce == Reduce.IADD_SAT:
-            found[s] = {k: [saturated(int(x)) for x in row] for k, row in found[s].items()}
     return found
 
 
+FOLDED: dict[Reduce, Callable[[int, int], int]] = {
+    Reduce.IADD: lambda i, j: i + j,
+    Reduce.IADD_SAT: lambda i, j: i + j,
+    Reduce.IMAX: max,
+    Reduce.IMIN: min,
+}
+"""Sums wrap or saturate once, at the end."""
+FOLDED_FLOATS: dict[Reduce, Callable[[float, float], float]] = {
+    Reduce.MUL: lambda x, y: to_f32(x * y),
+    Reduce.MAX: lambda x, y: float(np.maximum(x, y)),
+    Reduce.MIN: lambda x, y: float(np.minimum(x, y)),
+}
+
+
 def fold_all(kind: Reduce, values: Sequence[Value]) -> Value:
-    total = values[0]
-    for value in values[1:]:
-        total = fold(kind, total, value)
-    return total
-
-
-def fold(kind: Reduce, a: Value, b: Value) -> Value:
-    if kind == Reduce.IADD_SAT:  # saturated once, at the end
-        return (a if isinstance(a, int) else as_int(a)) + (b if isinstance(b, int) else as_int(b))
-    if kind in (Reduce.IADD, Reduce.IMAX, Reduce.IMIN):
-        i, j = as_int(a), as_int(b)
-        return {Reduce.IADD: wrap(i + j), Reduce.IMAX: max(i, j), Reduce.IMIN: min(i, j)}[kind]
-    x, y = as_float(a), as_float(b)
+    """The reducer's result; the order of a sum is not specified."""
     if kind == Reduce.ADD:
-        return to_f32(x + y)
-    if kind == Reduce.MUL:
-        return to_f32(x * y)
-    return float(np.maximum(x, y) if kind == Reduce.MAX else np.minimum(x, y))
+        return between.total([known_float(v) for v in values])
+    result = values[0]
+    for value in values[1:]:
+        if kind in FOLDED_FLOATS:
+            operands = [known_float(result), known_float(value)]
+            result = between.corners(FOLDED_FLOATS[kind], operands)
+            continue
+        first, second = known_int(result), known_int(value)
+        if isinstance(first, Between) or isinstance(second, Between):
+            op = Op.IMAX if kind in (Reduce.IMAX, Reduce.IMIN) else Op.IADD
+            result = between.integers(op, FOLDED[kind], first, second)
+        else:
+            result = FOLDED[kind](first, second)
+    if kind == Reduce.IADD_SAT:
+        return between.clamped(known_int(result))
+    return wrap(result) if isinstance(result, int) else result
 
 
 def unit(op: VectorOp, x: Value, operands: Sequence[Value]) -> Value:
@@ -478,20 +525,31 @@ def unit(op: VectorOp, x: Value, operands: Sequence[Value]) -> Value:
         Op.IABSMAX: lambda a, b: max(abs(a), abs(b)),
     }
     if op.op in integer:
-        a, b = as_int(x), as_int(operands[0])
+        a, b = known_int(x), known_int(operands[0])
+        if isinstance(a, Between) or isinstance(b, Between):
+            return between.integers(op.op, integer[op.op], a, b)
         return wrap(integer[op.op](b, a) if op.reverse else integer[op.op](a, b))
+    bits = 31 - op.int_width
     if op.op == Op.ITOF:
-        return to_f32(float(as_int(x)) / 2 ** (31 - op.int_width))
+        return to_f32(float(as_int(x)) / 2**bits)
     if op.op == Op.FTOI:
-        return half_away(as_float(x) * 2.0 ** (31 - op.int_width))
-    values = [as_float(x), *map(as_float, operands)]
+        low, high = (exact.to_fixed(exact.f32_bits(v), bits) for v in between.ends(known_float(x)))
+        return low if low == high else Between(low, high)
+    values = [known_float(x), *map(known_float, operands)]
     if op.reverse:
         values[:2] = values[1::-1]
-    return float_unit(op.op, values)
+    if op.op in between.APPROXIMATE:
+        return between.function(op.op, exact_float, values[0])
+    return between.floats(op.op, float_unit, values)
 
 
-def float_unit(op: Op, values: Sequence[float]) -> Value:
-    """In f64 and rounded once, but for FMA, which rounds its product too."""
+def float_unit(op: Op, values: Sequence[float]) -> float:
+    """Rounded once, but for FMA, which rounds its product too."""
+    return to_f32(exact_float(op, values))
+
+
+def exact_float(op: Op, values: Sequence[float]) -> float:
+    """In f64."""
     x, y, z = (np.float64(v) for v in (*values, 0.0, 0.0)[:3])
     one: dict[Op, Callable[[], Any]] = {
         Op.SQRT: lambda: np.sqrt(x),
@@ -514,102 +572,4 @@ def float_unit(op: Op, values: Sequence[float]) -> Value:
         Op.ABSMAX: lambda: np.maximum(abs(x), abs(y)),
     }
     with np.errstate(all="ignore"):
-        return to_f32(float(one[op]()))
-
-
-def half_away(value: float) -> int:
-    if value != value or abs(value) >= 2.0**31:
-        return -(1 << 31) if math.copysign(1.0, value) < 0 else (1 << 31) - 1
-    return int(math.copysign(math.floor(abs(value) + 0.5), value))
-
-
-# --- numbers: an int is an i32 pattern, a float an f32 value ---
-
-
-def wrap(value: int) -> int:
-    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
-
-
-def saturated(value: int) -> int:
-    return max(-(1 << 31), min((1 << 31) - 1, value))
-
-
-def to_f32(value: float) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.float32(value))
-
-
-def as_int(value: Value) -> int:
-    return value if isinstance(value, int) else struct.unpack("<i", struct.pack("<f", value))[0]
-
-
-def as_float(value: Value) -> float:
-    return value if isinstance(value, float) else struct.unpack("<f", struct.pack("<i", value))[0]
-
-
-F4E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-def load_half(memory: np.ndarray, place: int, dtype: DType) -> Value:
-    """An element at a half byte: the low half of a byte comes first."""
-    if dtype.bits >= 8:
-        assert place % 2 == 0, place
-        return load(memory, place // 2, dtype)
-    code = int(memory[place // 2]) >> 4 * (place % 2) & 15
-    if dtype == DType.F4E2M1:
-        return math.copysign(F4E2M1[code & 7], -1.0 if code > 7 else 1.0)
-    return code - 16 if code > 7 else code
-
-
-def save_half(memory: np.ndarray, place: int, value: int) -> None:
-    shift = 4 * (place % 2)
-    memory[place // 2] = int(memory[place // 2]) & ~(15 << shift) & 255 | (value & 15) << shift
-
-
-def load(memory: np.ndarray, at: int, dtype: DType) -> Value:
-    assert at >= 0, at
-    raw = memory[at : at + dtype.bits // 8].tobytes()
-    if dtype == DType.BF16:
-        value = float(struct.unpack("<f", b"\0\0" + raw)[0])
-        return value if abs(value) >= 2.0**-126 or value != value else math.copysign(0.0, value)
-    if dtype == DType.F32:
-        return float(struct.unpack("<f", raw)[0])
-    if dtype in (DType.F8E4M3, DType.F8E5M2):
-        return float(np.frombuffer(raw, dtype.numpy)[0])
-    return int.from_bytes(raw, "little", signed=True)
-
-
-def cast(value: Value, dtype: DType, to: DType | None) -> Value:
-    """The fetch adapter's cast; small floats are already their f32 value."""
-    del dtype
-    return round_bf16(float(value)) if to == DType.BF16 else value
-
-
-def round_bf16(value: float) -> float:
-    return float(np.float32(value).astype(ml_dtypes.bfloat16))
-
-
-def result_value(c: Exec, value: Value) -> Value:
-    """The last unit may have left another view of the bits than the result's type."""
-    dtype = c.stream.cast or c.stream.lookup or c.a.dtype
-    is_float = dtype.is_float
-    for op in c.vector.ops:
-        is_float = op.op == Op.ITOF or (is_float and op.op != Op.FTOI)
-    return as_float(value) if is_float else as_int(value)
-
-
-def rectified(value: Value) -> Value:
-    return value if value != value or value > 0 else type(value)(0)
-
-
-def save(memory: np.ndarray, at: int, value: Value, dtype: DType) -> None:
-    assert at >= 0, at
-    size = dtype.bits // 8
-    if dtype.is_float:
-        if dtype == DType.F8E4M3:
-            value = float(np.clip(value, -448.0, 448.0))
-        with np.errstate(all="ignore"):
-            raw = np.array([value], np.float32).astype(dtype.numpy).tobytes()
-    else:
-        raw = (int(value) % (1 << dtype.bits)).to_bytes(size, "little")
-    memory[at : at + size] = np.frombuffer(raw, np.uint8)
+        return float(one[op]())
