@@ -115,6 +115,9 @@ class Approx:
         error = np.maximum(*(np.abs(end - value) for end in ends))
         return Approx(value, error).rounded(FUNCTION_UNITS[op] * U_F32)
 
+    def __getitem__(self, index: Any) -> Approx:
+        return Approx(self.value[index], self.error[index])
+
     # --- holding what the machine gave to the bound, element by element ---
 
     @property
@@ -172,18 +175,22 @@ def silu(x: Approx) -> Approx:
     return x * x.apply(Op.SIGMOID, sigmoid)
 
 
-def rope(x: Approx, positions: Array, inv_freq: Array, scaling: float) -> Approx:
-    """x [heads, T, head_dim], positions [T]: halves are partners."""
+def rope_factors(positions: Array, inv_freq: Array, scaling: float) -> tuple[Approx, Approx]:
+    """The loader's cos and sin, times the scaling: [T, head_dim / 2] each."""
     angle = Approx.exact(positions[:, None]) * Approx.exact(inv_freq).rounded()
-    factor = Approx.constant(scaling)
-    # The loader's sine and cosine, at an angle that is off: neither is steeper than one.
+    # At an angle that is off; neither function is steeper than one.
     cos, sin = (
-        Approx(function(angle.value), angle.error).rounded(FUNCTION_UNITS[op] * U_F32) * factor
+        Approx(function(angle.value), angle.error).rounded(FUNCTION_UNITS[op] * U_F32)
         for function, op in ((np.cos, Op.COS), (np.sin, Op.SIN))
     )
+    return cos * Approx.constant(scaling), sin * Approx.constant(scaling)
+
+
+def rope(x: Approx, positions: Array, inv_freq: Array, scaling: float) -> Approx:
+    """x [heads, T, head_dim], positions [T]: halves are partners."""
+    cos, sin = rope_factors(positions, inv_freq, scaling)
     half = x.value.shape[-1] // 2
-    first = Approx(x.value[..., :half], x.error[..., :half])
-    second = Approx(x.value[..., half:], x.error[..., half:])
+    first, second = x[..., :half], x[..., half:]
     halves = (first * cos - second * sin, second * cos + first * sin)
     return Approx(*(np.concatenate(p, axis=-1) for p in zip(*map(_parts, halves), strict=True)))
 

@@ -108,8 +108,7 @@ def test_a_term_missing_in_the_mean(width: int) -> None:
     left_out = x.copy()
     left_out[:, -1] = 0.0
     found = norm_case(where, left_out, weight, 1e-5).run()
-    exact = rms_norm(x, weight, 1e-5)
-    others = Approx(exact.value[:, :-1], exact.error[:, :-1])
+    others = rms_norm(x, weight, 1e-5)[:, :-1]
     with pytest.raises(AssertionError, match=OUTSIDE):
         others.check_bf16(found[:, :-1])
 

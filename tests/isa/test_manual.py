@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from error_bounds import Approx
 from run_commands import make_program, run_program
 
 from furiosa_llm.backend_rngd.isa.assembly import format_command, parse_command
@@ -49,11 +50,9 @@ def test_the_worked_example_multiplies() -> None:
         worked_example(), inputs, {"y": np.zeros((64, 8, 16), ml_dtypes.bfloat16)}
     )
     y = run_program(program, inputs)["y"].astype(np.float64)
-    expected = x.astype(np.float64) @ w.astype(np.float64).T
-    # 64 exact products summed in f32, then one rounding to bf16: half an ulp of 8 bits.
-    np.testing.assert_allclose(
-        y.transpose(1, 0, 2).reshape(8, 1024), expected, rtol=2**-8, atol=1e-4
-    )
+    # 64 exact products summed in f32, then one rounding to bf16.
+    expected = Approx.exact(x).linear(w.astype(np.float64))
+    expected.check_bf16(y.transpose(1, 0, 2).reshape(8, 1024))
 
 
 def test_the_worked_example_takes_the_cycles_that_the_page_says() -> None:
