@@ -1053,12 +1053,12 @@ def assembly_not_parsed(text: str, column: int, cause: str) -> BinaryError:
     )
 
 
-def machine_not_found(name: str, known: Iterable[str], cause: str) -> BinaryError:
+def machine_not_found(name: str, known: Iterable[str], cause: str, at: str) -> BinaryError:
     """VED021: there is no such machine description."""
     return BinaryError(
         "VED021",
         f"no machine description {name!r}",
-        at=name,
+        at=at,
         cause=cause,
         next_step=f"use one of {', '.join(known)}, or the path of a YAML file",
         exit_code=2,

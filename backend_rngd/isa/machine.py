@@ -52,22 +52,22 @@ def load_machine(name_or_path: str | Path = DEFAULT_MACHINE) -> Machine:
 
     Raises: VED021 (no such description), VED022 (the file is not valid, naming the parameter).
     """
-    return _load(name_or_path, ())
+    return _load(name_or_path, (), str(name_or_path))
 
 
-def _load(name_or_path: str | Path, above: tuple[Path, ...]) -> Machine:
-    """`above` are the files that extend it, outermost first."""
+def _load(name_or_path: str | Path, above: tuple[Path, ...], at: str) -> Machine:
+    """`above` are the files that extend it, outermost first; `at` says where it is named."""
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or _is_path(name):
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             cause = errors.in_words(error)
-            raise errors.machine_not_found(name, shipped_machines(), cause) from None
+            raise errors.machine_not_found(name, shipped_machines(), cause, at) from None
         return parse_machine(text, name, above)
     if name not in shipped_machines():
         cause = "no description has this name; the path of a file has a slash or ends in .yaml"
-        raise errors.machine_not_found(name, shipped_machines(), cause)
+        raise errors.machine_not_found(name, shipped_machines(), cause, at)
     return _shipped(name)
 
 
@@ -154,13 +154,14 @@ def _text(where: str, path: str, value: object) -> str:
 
 def _base(where: str, name: str, above: tuple[Path, ...]) -> Machine:
     """The description that the file `where` extends: an included one, or a file beside it."""
+    at = f"{where}: extends"
     if not _is_path(name):
-        return _load(name, ())
+        return _load(name, (), at)
     above = (*above, Path(where).resolve())
     path = Path(where).parent / name
     if path.resolve() in above:
         raise errors.bad_machine(where, "extends", f"{name}: files extend each other in a circle")
-    return _load(path, above)
+    return _load(path, above, at)
 
 
 def _extended(where: str, section: str, table: object, base: Machine) -> object:

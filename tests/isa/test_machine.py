@@ -309,7 +309,7 @@ def test_a_file_extends_a_description_that_exists(name: str, cause: str) -> None
     with pytest.raises(BinaryError) as caught:
         parse_machine(f"schema: 1\nextends: {name}", "mine.yaml")
     assert caught.value.code == "VED021"
-    assert caught.value.at == name
+    assert caught.value.at == "mine.yaml: extends"
     assert cause in caught.value.cause
 
 
