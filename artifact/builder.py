@@ -20,13 +20,14 @@ from ..models.mesh import make_mesh
 from ..models.stages import stage_count, stage_sizes
 from . import atomic, schema
 from .buckets import BucketShape, fit_context, parse_buckets
-from .compile import Progress, compile_model
+from .compile import CompileOptions, Progress, compile_model
 from .describe import (
     Binary,
     Build,
     describe_artifact,
     describe_files,
     describe_runtime,
+    describe_sharding,
 )
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
 from .reader import running_version, sha256_of
@@ -148,14 +149,7 @@ class ArtifactBuilder:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
         model = compile_model(
-            source.config,
-            buckets,
-            self.last_token_only,
-            self.level,
-            dump_ir,
-            progress,
-            self.pins,
-            compare_tilings=explain is not None,
+            source.config, buckets, self._options(explain is not None), dump_ir, progress
         )
         # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
         stored, bound = ParameterFiles({}, {}), None
@@ -166,14 +160,18 @@ class ArtifactBuilder:
         for kind, count in bound.conversions().items() if bound is not None else ():
             warn(f"tensors converted from {kind} to bf16: {count}")
 
-        binaries = []
+        binaries, shards = [], {}
         for compiled in model.binaries:
+            shards[compiled.bucket] = compiled.shards
             name = f"{compiled.bucket.file_stem}.vedf"
             files |= write_all(directory, {name: compiled.data})
             binaries.append(Binary(compiled.bucket, name, read_program(compiled.data)))
             if explain is not None:
                 explain(compiled.tilings)
 
+        if self.mesh.tp > 1:
+            sharding = schema.to_json(describe_sharding(shards)).encode()
+            files |= write_all(directory, {schema.SHARDING_FILE: sharding})
         if bound is not None and weights == "copy":
             progress("storing the weights")
             stored = copy_parameters(directory, bound)
@@ -197,6 +195,16 @@ class ArtifactBuilder:
             tied=source.tied,
         )
         describe_into(directory, build, {**files, **stored.files})
+
+    def _options(self, compare_tilings: bool) -> CompileOptions:
+        return CompileOptions(
+            self.last_token_only,
+            self.level,
+            self.pins,
+            compare_tilings,
+            self.mesh.tp,
+            self.partial_sum,
+        )
 
     def _stage_sizes(self, blocks: int) -> tuple[int, ...]:
         """Transformer blocks of each stage. Raises: PAR010, PAR011."""

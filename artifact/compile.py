@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..backend_rngd.isa.container import write_program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket
-from .schema import OptimizationLevel
-from .tilings import ExplainedTiling, TilingPins, explain
+from .schema import OptimizationLevel, PartialSum
+from .tilings import NO_PINS, ExplainedTiling, TilingPins, explain
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
+
+    from ..passes.shard_report import ShardReport
 
 Progress = Callable[[str], None]
 """Told what is done next, in a few words."""
@@ -27,6 +29,22 @@ class CompiledBucket:
     bucket: Bucket
     data: bytes
     tilings: tuple[ExplainedTiling, ...]
+    shards: ShardReport
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What shapes the binaries besides the model and the buckets."""
+
+    last_token_only: bool = True
+    """Prefill gives logits of the last token alone."""
+    level: OptimizationLevel = 2
+    """How hard the scheduler tries, see `backend_phase`."""
+    pins: TilingPins = NO_PINS
+    compare_tilings: bool = False
+    """Look for the next best tilings too."""
+    tensor_parallel_size: int = 1
+    partial_sum: PartialSum = "f32"
 
 
 @dataclass(frozen=True)
@@ -40,17 +58,12 @@ class CompiledModel:
 def compile_model(
     config: Any,
     buckets: Sequence[Bucket],
-    last_token_only: bool,
-    level: OptimizationLevel,
+    options: CompileOptions,
     dump_ir: Path | None,
     progress: Progress,
-    pins: TilingPins,
-    compare_tilings: bool,
 ) -> CompiledModel:
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
-    `level` is how hard the scheduler tries, see `backend_phase`. `compare_tilings` looks for the
-    next best tilings too.
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
     follows. Binaries do not depend on what the model or its directory is called.
     Raises: FRO007 (import), BCKxxx and VED005 (backend), BLD016 (pins).
@@ -58,14 +71,11 @@ def compile_model(
     from ..frontend.declarations import declared_parameters
 
     progress("importing the model")
-    module = _import(config, last_token_only, dump_ir)
+    module = _import(config, options.last_token_only, dump_ir)
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
-        (
-            _binary(module, name, bucket, level, dump_ir, progress, pins, compare_tilings)
-            for bucket in buckets
-        ),
+        (_binary(module, name, bucket, options, dump_ir, progress) for bucket in buckets),
     )
 
 
@@ -86,30 +96,40 @@ def _binary(
     shared: ModuleOp,
     name: str,
     bucket: Bucket,
-    level: OptimizationLevel,
+    options: CompileOptions,
     dump_ir: Path | None,
     progress: Progress,
-    pins: TilingPins,
-    compare_tilings: bool,
 ) -> CompiledBucket:
     """One bucket's binary; the shared module stays as it is."""
     from ..backend_rngd.encode import encode_program
     from ..backend_rngd.pipeline import DIALECTS, backend_phase
     from ..ir.text import make_context
-    from ..passes.pipeline import bucket_phase, run_passes
+    from ..passes.pipeline import bucket_phase, run_passes, shard_phase
+    from ..passes.shard_report import report_shards
+
+    shard = shard_phase(options.tensor_parallel_size, partial_sum=options.partial_sum)
+    reports: list[ShardReport] = []
+
+    def observe(name: str, module: ModuleOp) -> None:
+        if name == shard[-1].name:
+            reports.append(report_shards(module))
 
     progress(f"compiling {bucket.name}")
     module = shared.clone()
+    pins = options.pins.lines(bucket)
     run_passes(
         module,
         [
             *bucket_phase(bucket),
-            *backend_phase(bucket, level, pins.lines(bucket), compare_tilings),
+            *shard,
+            *backend_phase(bucket, options.level, pins, options.compare_tilings),
         ],
         dump_dir=None if dump_ir is None else dump_ir / bucket.file_stem,
         input_name="model",
         context=make_context(DIALECTS),
+        observe=observe,
     )
     tilings = tuple(explain(module, bucket))
-    pins.check_modules(bucket, tilings)
-    return CompiledBucket(bucket, write_program(encode_program(module, name)), tilings)
+    options.pins.check_modules(bucket, tilings)
+    data = write_program(encode_program(module, name))
+    return CompiledBucket(bucket, data, tilings, reports[0])

@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..backend_rngd.isa.container import Program
 from ..frontend.parameters import ParameterSpec
@@ -15,6 +15,9 @@ from ..models.config_types import Bucket, SchedulerConfig
 from ..models.mesh import Mesh
 from . import schema
 from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
+
+if TYPE_CHECKING:
+    from ..passes.shard_report import ShardReport
 
 BLOCK_SIZE = 1
 """Tokens per KV block."""
@@ -160,6 +163,18 @@ def describe_files(build: Build, files: Mapping[str, FileEntry]) -> schema.Manif
         },
         tied=dict(build.tied),
         files=dict(sorted(files.items())),
+    )
+
+
+def describe_sharding(shards: Mapping[Bucket, ShardReport]) -> schema.Sharding:
+    """`sharding.json`. Buckets share their weights, so tensors are cut alike in all of them."""
+    first = next(iter(shards.values()))
+    return schema.Sharding(
+        tensors=tuple(schema.TensorCutEntry(**asdict(tensor)) for tensor in first.tensors),
+        exchanges={
+            bucket.name: tuple(schema.ExchangeEntry(**asdict(one)) for one in report.exchanges)
+            for bucket, report in shards.items()
+        },
     )
 
 

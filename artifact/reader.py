@@ -23,7 +23,7 @@ from ..frontend.safetensors_checkpoint import SafetensorsCheckpoint, Safetensors
 from ..models.config_types import Bucket
 from ..runtime_sim.timing import ProgramTiming, time_program
 from . import schema
-from .schema import ArtifactDescription, Manifest, RuntimeConfig
+from .schema import ArtifactDescription, Manifest, RuntimeConfig, Sharding
 
 HASH_CHUNK_BYTES = 1 << 20
 
@@ -49,6 +49,13 @@ class Artifact:
     def runtime_config(self) -> RuntimeConfig:
         """`runtime_config.json`. Raises: ART006, ART007."""
         return schema.read_json(RuntimeConfig, self.file(schema.RUNTIME_CONFIG_FILE))
+
+    @cached_property
+    def sharding(self) -> Sharding | None:
+        """`sharding.json`; None for one rank. Raises: ART006, ART007."""
+        if not self.has_file(schema.SHARDING_FILE):
+            return None
+        return schema.read_json(Sharding, self.file(schema.SHARDING_FILE))
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:

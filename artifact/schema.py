@@ -21,6 +21,7 @@ from ..models.config_types import Bucket
 ARTIFACT_FILE = "artifact.json"
 RUNTIME_CONFIG_FILE = "runtime_config.json"
 MANIFEST_FILE = "manifest.json"
+SHARDING_FILE = "sharding.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 FORMAT_VERSION = 3
@@ -248,6 +249,39 @@ class Manifest(Schema):
     tied: dict[str, str]
     """Another name that a checkpoint may have for a parameter -> the parameter."""
     files: dict[str, FileEntry]
+
+
+class TensorCutEntry(Schema):
+    """How one tensor is cut over the tensor-parallel ranks; see `passes/shard_report.py`."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    part: tuple[int | str, ...]
+    dim: int | None
+    ranges: tuple[tuple[tuple[int, int], ...], ...]
+    zeros: float
+    copies: float
+    why: str
+
+
+class ExchangeEntry(Schema):
+    """What ranks send each other for one module."""
+
+    kind: str
+    module: str
+    runs: int
+    ranks: int
+    bytes: int
+    dtype: str
+    algorithm: str | None
+
+
+class Sharding(Schema):
+    """`sharding.json`, for people; artifacts of one rank have none."""
+
+    tensors: tuple[TensorCutEntry, ...]
+    exchanges: dict[str, tuple[ExchangeEntry, ...]]
+    """By bucket."""
 
 
 S = TypeVar("S", bound=Schema)

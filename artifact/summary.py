@@ -49,6 +49,7 @@ def summarize_artifact(path: Path) -> dict[str, Any]:
             for entry, bucket in zip(manifest.binaries, artifact.buckets, strict=True)
         ],
         "parameters": _parameters(artifact),
+        "sharding": artifact.sharding and artifact.sharding.model_dump(mode="json"),
     }
 
 

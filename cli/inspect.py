@@ -68,6 +68,44 @@ def _print_artifact(summary: dict[str, Any]) -> None:
             for bucket in summary["buckets"]
         ],
     )
+    if summary["sharding"] is not None:
+        _print_sharding(summary["sharding"])
+
+
+def _print_sharding(sharding: dict[str, Any]) -> None:
+    from ..artifact.profile import LAYER
+    from .tables import print_table
+
+    rows = {
+        (
+            LAYER.sub(".*", tensor["name"]),
+            _joined(tensor["shape"], " x "),
+            _joined(tensor["part"], " x "),
+            f"{tensor['zeros']:.0%}" if tensor["zeros"] else "",
+            f"{tensor['copies']:.2g}" if tensor["copies"] > 1 else "",
+            tensor["why"],
+        ): None
+        for tensor in sharding["tensors"]
+    }
+    header = ("tensor", "shape", "each rank has", "zeros", "copies", "why")
+    print_table("how tensors are cut", header, rows)
+    for bucket, exchanges in sharding["exchanges"].items():
+        print_table(
+            f"exchanges of {bucket}",
+            ("module", "kind", "ranks", "runs", "bytes", "type", "algorithm"),
+            [
+                (
+                    exchange["module"],
+                    exchange["kind"],
+                    f"{exchange['ranks']}",
+                    f"{exchange['runs']:,}",
+                    f"{exchange['bytes']:,}",
+                    exchange["dtype"],
+                    exchange["algorithm"] or "",
+                )
+                for exchange in exchanges
+            ],
+        )
 
 
 def _print_binary(summary: dict[str, Any]) -> None:
@@ -96,5 +134,5 @@ def _print_binary(summary: dict[str, Any]) -> None:
     )
 
 
-def _joined(numbers: list[int], by: str = ", ") -> str:
+def _joined(numbers: list[Any], by: str = ", ") -> str:
     return by.join(map(str, numbers))

@@ -7,7 +7,7 @@ follow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -56,6 +56,9 @@ def shard_phase(tp: int, *, partial_sum: Literal["f32", "bf16"] = "f32") -> list
     return [ShardTensorParallelPass(tp, partial_sum)]
 
 
+Observe = Callable[[str, ModuleOp], None]
+
+
 @dataclass(frozen=True)
 class PassTiming:
     """How long a pass and the check of its result took."""
@@ -74,11 +77,12 @@ def run_passes(
     timings: list[PassTiming] | None = None,
     verify_each: bool = True,
     context: Context | None = None,
+    observe: Observe | None = None,
 ) -> None:
     """Run the passes on the module, in place; each one's result is verified.
 
     `dump_dir` gets the input (as `00-<input_name>.mlir`) and what each pass changed, see
-    `dump`. `timings` is appended to.
+    `dump`. `timings` is appended to. `observe` sees each pass's name and what it made.
     Raises: what the passes and `verify_module` raise, PAS011.
     """
     context = context or make_context()
@@ -93,6 +97,8 @@ def run_passes(
             verify_module(module)
         if timings is not None:
             timings.append(PassTiming(one.name, applied - began, perf_counter() - applied))
+        if observe is not None:
+            observe(one.name, module)
         if dump is not None:
             dump.add(number, print_module(module))
     if dump is not None:

@@ -8,20 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from model_zoo import make_model
 from small_artifact import idle_program
 
 from furiosa_llm.artifact import builder as builder_module
 from furiosa_llm.artifact.builder import ArtifactBuilder
-from furiosa_llm.artifact.compile import CompiledBucket, CompiledModel
+from furiosa_llm.artifact.compile import CompiledBucket, CompiledModel, CompileOptions
 from furiosa_llm.artifact.reader import read_artifact
 from furiosa_llm.backend_rngd.isa.container import write_program
+from furiosa_llm.cli.main import main
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.frontend.parameters import ParameterSpec
 from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsFile
 from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.models.mesh import make_mesh
+from furiosa_llm.passes.shard_report import Exchange, ShardReport, TensorCut
 
 BUCKETS: dict[str, Any] = {"prefill_buckets": [(1, 16)], "decode_buckets": [(1, 32), (4, 32)]}
+
+
+SHARDS = ShardReport(
+    (
+        TensorCut("layers.0.w", (6, 4), (4, 4), 0, (((0, 3),), ((3, 6),)), 0.25, 1.0, "rows"),
+        TensorCut(
+            "kv_cache.0", ("slots", 3), ("slots", 2), 1, (((0, 2),), ((1, 3),)), 0, 4 / 3, "heads"
+        ),
+    ),
+    (Exchange("all_reduce", "layers.*.w", runs=2, ranks=2, bytes=64, dtype="f32", algorithm=None),),
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +57,16 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def compile_model(
         config: Any,
         buckets: Sequence[Bucket],
-        last_token_only: bool,
-        level: int,
-        *options: Any,
-        **more_options: Any,
+        options: CompileOptions,
+        dump_ir: Path | None,
+        progress: Any,
     ) -> CompiledModel:
-        asked.append((config.architectures[0], tuple(buckets), last_token_only, level))
+        asked.append(
+            (config.architectures[0], tuple(buckets), options.last_token_only, options.level)
+        )
         binaries = (
-            CompiledBucket(bucket, write_program(idle_program(bucket)), ()) for bucket in buckets
+            CompiledBucket(bucket, write_program(idle_program(bucket)), (), SHARDS)
+            for bucket in buckets
         )
         return CompiledModel(specs_in(model), binaries)
 
@@ -235,3 +252,24 @@ def test_the_division_over_devices_is_recorded_and_part_of_the_identity(
 def test_an_unknown_type_of_partial_sums_is_refused(model: Path) -> None:
     with pytest.raises(FuriosaLLMError, match="PAR017"):
         ArtifactBuilder(model, partial_sum="f16")  # type: ignore[arg-type]
+
+
+def test_how_tensors_are_cut_is_stored_and_shown(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ArtifactBuilder(model, **BUCKETS).build(tmp_path / "one")
+    assert read_artifact(tmp_path / "one").sharding is None
+    builder = ArtifactBuilder(model, **BUCKETS)
+    builder.mesh = make_mesh(tp=2)
+    builder.build(tmp_path / "two")
+    sharding = read_artifact(tmp_path / "two").sharding
+    assert sharding is not None
+    assert [(t.name, t.part, t.why) for t in sharding.tensors] == [
+        ("layers.0.w", (4, 4), "rows"),
+        ("kv_cache.0", ("slots", 2), "heads"),
+    ]
+    assert [one.bytes for one in sharding.exchanges["decode:4,32"]] == [64]
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "two")])
+    assert result.exit_code == 0, result.output
+    for shown in ("layers.*.w", "slots x 2", "25%", "1.3", "exchanges of decode:4,32"):
+        assert shown in result.stdout
