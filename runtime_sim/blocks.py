@@ -13,7 +13,7 @@ from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import Plan, plan_dma, plan_exec
 from ..backend_rngd.isa.rank_rules import is_exchange
-from .clock import SIGNAL, Clock, Command, Repeat
+from .clock import MESSAGE, PEER_SIGNAL, SIGNAL, Clock, Command, Exchange, Latencies, Repeat
 from .spread import Spread, command_spread, number_spread
 
 UNNAMED_ROW = "<unnamed>"
@@ -26,11 +26,18 @@ def row_name(program: Program, call: Call, entry: Provenance) -> str:
 
 
 class Costs:
-    """Costs of commands on a machine; equal commands of a program are one object."""
+    """Costs of a program's commands on a machine; equal commands are one object."""
 
-    def __init__(self, machine: Machine, sharers: int) -> None:
+    def __init__(self, program: Program, machine: Machine, sharers: int) -> None:
+        """Ranks load at the same time, so there are at least as many `sharers`."""
         self.machine = machine
-        self._sharers = sharers
+        self.ranks = program.header.tensor_parallel_size
+        self.latencies = Latencies(
+            machine.control.signal_cycles,
+            machine.exchange.signal_cycles,
+            self.ranks * machine.exchange.message_cycles,
+        )
+        self._sharers = max(sharers, self.ranks)
         self._known: dict[int, tuple[int, ExecCost | DmaCost]] = {}
         self._numbers: dict[tuple[int, bool], int] = {}
         self._plans: list[Plan] = []
@@ -66,26 +73,41 @@ class Costs:
 
     def cycles(self, number: int) -> int:
         """How long the piece of the critical path with that number is."""
-        if number == SIGNAL:
-            return self.machine.control.signal_cycles
-        return self._cycles[number]
+        ways = {
+            SIGNAL: self.latencies.signal,
+            PEER_SIGNAL: self.latencies.peer_signal,
+            MESSAGE: self.latencies.messages,
+        }
+        return ways[number] if number in ways else self._cycles[number]
 
     def spread(self, number: int) -> Spread:
         """The spread of the cost with that number."""
         if number == SIGNAL:
             return number_spread(self.machine, "control.signal_cycles")
+        if number == PEER_SIGNAL:
+            return number_spread(self.machine, "exchange.signal_cycles")
+        if number == MESSAGE:
+            return number_spread(self.machine, "exchange.message_cycles", self.ranks)
         if number not in self._spreads:
             plan = self._plans[number]
             self._spreads[number] = command_spread(plan, self.machine, self._sharers)
         return self._spreads[number]
 
 
+def exchange_of(command: Exec | Dma) -> Exchange:
+    """Whether a command sends other ranks' memory something, or fetches it from there."""
+    if isinstance(command, Exec):
+        return Exchange.NONE
+    if command.source.peer:
+        return Exchange.PULL
+    return Exchange.PUSH if command.destination.peer else Exchange.NONE
+
+
 def run_clock(program: Program, block: Block, costs: Costs) -> Clock:
     """One run of `block`. Raises: VED011, SIM001 to SIM003, SIM005, SIM006."""
     commands = program.block_commands(block)
     issues(commands, block.name)
-    signal_cycles = costs.machine.control.signal_cycles
-    clock = Clock(block.name, len(block.provenance), signal_cycles)
+    clock = Clock(block.name, len(block.provenance), costs.latencies)
     clock.run(tuple(_nodes(commands, 0, len(commands), block.name, costs)))
     clock.fence()
     return clock
@@ -143,5 +165,6 @@ def _nodes(
                 for peer in wait.peers or (0,)
             ),
             signals=sent_signals(head),
+            message=exchange_of(command),
             link=(head.provenance, number),
         )

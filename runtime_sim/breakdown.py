@@ -17,14 +17,14 @@ from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import DmaPlan
 from ..backend_rngd.isa.rank_rules import is_exchange
 from .blocks import Costs, run_clock
-from .clock import SIGNAL
+from .clock import MESSAGE, PEER_SIGNAL, SIGNAL
 
 Part = Literal["compute", "HBM", "exchanges", "transfers", "signals", "launch"]
 PARTS: Mapping[Part, str] = MappingProxyType(
     {
         "compute": "passes of the tensor units",
         "HBM": "transfers to and from HBM",
-        "exchanges": "what ranks send each other, and passes of several ranks",
+        "exchanges": "what ranks send each other and its way, and passes of several ranks",
         "transfers": "transfers on the chip",
         "signals": "signals between contexts on their way",
         "launch": "before the first command and after the last",
@@ -37,7 +37,7 @@ def breakdown(program: Program, machine: Machine, *, sharers: int = 1) -> Mappin
 
     Raises: VED011, SIM001 to SIM003, SIM005, SIM006.
     """
-    costs = Costs(machine, sharers)
+    costs = Costs(program, machine, sharers)
     blocks = [_of_block(program, number, costs) for number in range(len(program.blocks))]
     control = machine.control
     total = Counter[Part]({"launch": control.launch_cycles + control.finish_cycles})
@@ -59,6 +59,8 @@ def _of_block(program: Program, number: int, costs: Costs) -> Counter[Part]:
 def _part(number: int, costs: Costs) -> Part:
     if number == SIGNAL:
         return "signals"
+    if number in (MESSAGE, PEER_SIGNAL):
+        return "exchanges"
     plan = costs.plan(number)
     if is_exchange(plan.command):
         return "exchanges"

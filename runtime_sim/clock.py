@@ -4,6 +4,10 @@ A command starts when the one before it in its queue has finished, its signals h
 units that it shares with other queues are free; who comes first in the program takes a unit first.
 Iterations of a repeat are fenced, so one is simulated and the others are its copies.
 
+All ranks go in step, so one rank's clock is everybody's. A transfer into another rank's memory is
+a message: the engine is free when it has sent it, but a card delivers messages one after the other,
+a round of one from each rank. A signal to another rank never overtakes messages before it.
+
 The clock also remembers what each command waited for. From the last finish back to the start that
 is the critical path: the commands whose lengths add up to the block's.
 """
@@ -13,18 +17,39 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from .. import errors
 from ..backend_rngd.isa.happens_before import rank_name
 from ..backend_rngd.isa.instructions import Context
 
-SIGNAL = -1
-"""Stands for a signal's way where costs have numbers."""
+SIGNAL, PEER_SIGNAL, MESSAGE = -1, -2, -3
+"""Stand for the way of a signal, or of a round of messages, where costs have numbers."""
 Link = tuple[int, int]
-"""A piece of the critical path: (row of the provenance table, number of the cost or SIGNAL)."""
+"""A piece of the critical path: (row of the provenance table, number of the cost or of a way)."""
 Point = tuple[float, Link | None, "Point | None"]
 """A moment, what ended then, and the moment at which that began."""
 START: Point = (0, None, None)
+
+
+class Exchange(Enum):
+    """What a command has to do with other ranks' memories."""
+
+    NONE = 0
+    PUSH = 1
+    """Sends, and goes on while the bytes are on their way."""
+    PULL = 2
+    """Fetches, and ends when the bytes have come."""
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Cycles of what no engine does."""
+
+    signal: int
+    peer_signal: int
+    messages: int
+    """Until the last message of a round has arrived, one from each rank."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,7 @@ class Command:
     """(semaphore, receiver)"""
     link: Link
     """Its row of the provenance table and the number of its cost."""
+    message: Exchange = Exchange.NONE
 
 
 @dataclass(frozen=True)
@@ -84,17 +110,19 @@ class Clock:
     moves the latest finish of all commands up to it.
     """
 
-    def __init__(self, name: str, n_rows: int, signal_cycles: int) -> None:
+    def __init__(self, name: str, n_rows: int, latencies: Latencies) -> None:
         self.attributed = [0] * n_rows
         """Cycles of each row of the provenance table."""
         self.path: Counter[Link] = Counter()
         """How often each piece stands on the critical path up to the last fence."""
         self._name = name
-        self._signal_cycles = signal_cycles
+        self._latencies = latencies
         self._free = [START] * len(Context)
         """When each queue's last command has finished."""
         self._vector_free = START
         """When the last command with the vector engine has finished."""
+        self._delivered = START
+        """When the last message has arrived."""
         self._signals: dict[tuple[int, int], deque[tuple[Point, Command, int]]] = {}
         """When each signal that nobody has taken yet was sent, by what and by which run."""
         self._end = START
@@ -135,6 +163,7 @@ class Clock:
         self._end = (time, None, None)
         self._free = [self._end] * len(Context)
         self._vector_free = self._end
+        self._delivered = self._end
 
     def _run_command(self, command: Command) -> None:
         cause, waits_for = self._signalled(command)
@@ -146,6 +175,12 @@ class Clock:
             cause = _later(cause, self._free[Context.SUB])
         start = cause[0]
         finish: Point = (start + command.cycles, command.link, cause)
+        if command.message != Exchange.NONE:
+            sent = _later(finish, self._delivered)
+            way = (command.link[0], MESSAGE)
+            self._delivered = (sent[0] + self._latencies.messages, way, sent)
+        if command.message == Exchange.PULL:
+            finish = self._delivered
         if command.blocking_cycles:
             loaded: Point = (start + command.blocking_cycles, None, cause)
             self._free[Context.SUB] = self._free[Context.DMA] = loaded
@@ -154,8 +189,10 @@ class Clock:
         if command.vector_unit:
             self._vector_free = finish
         self._free[command.context] = finish
-        for signal in command.signals:
-            self._signals.setdefault(signal, deque()).append((finish, command, self._runs))
+        for semaphore, peer in command.signals:
+            point = _later(finish, self._delivered) if peer else finish
+            sent_before = self._signals.setdefault((semaphore, peer), deque())
+            sent_before.append((point, command, self._runs))
         self._events.append(Event(command, int(start), int(finish[0]), waits_for))
         self._runs += 1
         if finish[0] > self._end[0]:
@@ -174,9 +211,11 @@ class Clock:
             for _ in range(count):
                 point, _, run = sent.popleft()
                 waits_for.append(self._runs - run)
-                arrival = point[0] + self._signal_cycles
+                latency = self._latencies.peer_signal if peer else self._latencies.signal
+                arrival = point[0] + latency
                 if arrival > cause[0]:
-                    cause = (arrival, (command.link[0], SIGNAL), point)
+                    way = PEER_SIGNAL if peer else SIGNAL
+                    cause = (arrival, (command.link[0], way), point)
         return cause, tuple(waits_for)
 
     def _run_repeat(self, repeat: Repeat) -> None:

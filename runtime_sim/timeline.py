@@ -35,7 +35,7 @@ def timeline(program: Program, machine: Machine, *, sharers: int = 1) -> Iterato
     It begins after the launch; what `time_program` counts as finish follows its last command.
     Raises: VED011, SIM001 to SIM003, SIM005, SIM006.
     """
-    costs = Costs(machine, sharers)
+    costs = Costs(program, machine, sharers)
     clocks = [run_clock(program, block, costs) for block in program.blocks]
     index, time = 0, machine.control.launch_cycles
     for number, call in enumerate(program.calls):

@@ -21,15 +21,15 @@ from ..backend_rngd.isa.container import Block, Program
 from ..backend_rngd.isa.cost import DmaCost, multiplied_kind
 from ..backend_rngd.isa.instructions import Control, Exec
 from ..backend_rngd.isa.machine import Machine
-from .blocks import Costs, issues, row_name, run_clock
-from .clock import Link
+from .blocks import Costs, exchange_of, issues, row_name, run_clock
+from .clock import MESSAGE, PEER_SIGNAL, Exchange, Link
 from .spread import Spread, number_spread
 
 LAUNCH_ROW = "<launch>"
 FINISH_ROW = "<finish>"
 MAX_CYCLES = 1 << 42
 """An hour at 1 GHz: no bucket comes near it, a damaged one may."""
-Bound = Literal["HBM", "MAC", "vector", "DMA issue", "latency"]
+Bound = Literal["HBM", "MAC", "vector", "DMA issue", "exchange", "latency"]
 TIME_FACTOR = "model.time_factor"
 """What times may be off by as a whole."""
 BUSY_SHARE = 0.5
@@ -46,11 +46,16 @@ class ModuleTiming:
     hbm_bytes: int
     macs: int
     engines: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """Busy cycles of its commands per engine, hidden ones included."""
+    """Busy cycles of its commands per engine, hidden ones included.
+
+    `exchange` is not an engine but the time for which messages to other ranks are on their way.
+    """
     roofline_cycles: int = 0
     """The least that its HBM traffic and its multiplications need."""
     bound: Bound = "latency"
     spread: Spread = field(default_factory=Spread)
+    exchange_cycles: int = 0
+    """Cycles of those that nothing hides: messages and signals of other ranks are waited for."""
 
     @property
     def low_cycles(self) -> int:
@@ -83,7 +88,7 @@ class ProgramTiming:
     """Share of the multiplications that the program's PEs could have made, in its type."""
     modules: tuple[ModuleTiming, ...]
     engines: Mapping[str, int]
-    """Busy cycles per engine of the tensor unit, and of the DMA engine."""
+    """Busy cycles per engine of the tensor unit and of the DMA engine; `exchange` as in modules."""
     contexts: Mapping[str, int]
     """Busy cycles of main, sub and dma."""
     roofline_cycles: int = 0
@@ -97,6 +102,8 @@ class ProgramTiming:
     """The machine's number whose range matters most to the time's interval."""
     hbm_capacity_utilization: float = 0.0
     """Share of a PE's part of HBM that the program's regions take, KV caches left out."""
+    exchange_cycles: int = 0
+    """Cycles in which messages and signals of other ranks are waited for."""
 
     @property
     def low_cycles(self) -> int:
@@ -117,9 +124,13 @@ def time_program(
 ) -> ProgramTiming:
     """Time one run of `program` while `sharers` PEs, this one included, load from HBM.
 
+    All ranks are alike, so this is the time of one; bytes and shares are a rank's, too. Ranks load
+    at the same time, so there are never fewer sharers than ranks.
+
     Raises: VED011, SIM001 to SIM003, SIM005, SIM006, SIM027 (more than `max_cycles`).
     """
-    costs = Costs(machine, sharers)
+    sharers = max(sharers, program.header.tensor_parallel_size)
+    costs = Costs(program, machine, sharers)
     blocks = [_time_block(program, block, costs) for block in program.blocks]
     control = machine.control
     launch = number_spread(machine, "control.launch_cycles")
@@ -151,6 +162,7 @@ def time_program(
         modules=tuple(limits.module(path, row, machine) for path, row in rows.items()),
         engines=MappingProxyType(dict(total.engines)),
         contexts=MappingProxyType(dict(contexts)),
+        exchange_cycles=total.exchange_cycles,
         roofline_cycles=limits.roofline(total),
         bound=limits.bound(total),
         spread=total.spread,
@@ -159,7 +171,7 @@ def time_program(
         dominant_us=dominant_us,
         hbm_capacity_utilization=sum(r.bytes_for(slots=0) for r in program.regions)
         * sharers
-        / (machine.hbm.capacity_bytes * program.header.tensor_parallel_size),
+        / machine.hbm.capacity_bytes,
     )
 
 
@@ -171,6 +183,7 @@ class _Row:
     hbm_bytes: int = 0
     macs: int = 0
     engines: Counter[str] = field(default_factory=Counter)
+    exchange_cycles: int = 0
     spread: Spread = field(default_factory=Spread)
 
     def add(self, other: _Row, macs: int) -> None:
@@ -178,12 +191,13 @@ class _Row:
         self.hbm_bytes += other.hbm_bytes
         self.macs += macs
         self.engines.update(other.engines)
+        self.exchange_cycles += other.exchange_cycles
         self.spread += other.spread
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """What the PEs of a program could do at best."""
+    """What the PE of a rank could do at best."""
 
     bytes_per_cycle: float
     macs_per_cycle: int
@@ -196,12 +210,9 @@ class _Limits:
             for command in program.commands
             if isinstance(command, Exec) and command.contraction is not None
         }
-        pes = program.header.tensor_parallel_size
         kind = max(kinds, key=machine.macs_per_cycle, default="bf16")
-        share = machine.hbm_bytes_per_cycle * pes / max(pes, sharers)
-        return _Limits(
-            min(pes * machine.dma.bytes_per_cycle, share), pes * machine.macs_per_cycle(kind)
-        )
+        load = min(machine.dma.bytes_per_cycle, machine.hbm_bytes_per_cycle / sharers)
+        return _Limits(load, machine.macs_per_cycle(kind))
 
     def roofline(self, row: _Row) -> int:
         return round(max(row.hbm_bytes / self.bytes_per_cycle, row.macs / self.macs_per_cycle))
@@ -214,6 +225,7 @@ class _Limits:
             "MAC": row.engines["contraction"],
             "vector": max(row.engines["vector"], row.engines["cast"]),
             "DMA issue": row.engines["dma"] - hbm,
+            "exchange": row.engines["exchange"],
         }
         busiest = max(busy, key=lambda name: busy[name])
         return busiest if busy[busiest] > BUSY_SHARE * row.cycles else "latency"
@@ -226,6 +238,7 @@ class _Limits:
             hbm_bytes=row.hbm_bytes,
             macs=row.macs,
             engines=MappingProxyType(dict(row.engines)),
+            exchange_cycles=row.exchange_cycles,
             roofline_cycles=self.roofline(row),
             bound=self.bound(row),
             spread=row.spread,
@@ -289,11 +302,17 @@ def _time_block(program: Program, block: Block, costs: Costs) -> _BlockTiming:
         if isinstance(cost, DmaCost):
             row.hbm_bytes += count * (cost.hbm_bytes_read + cost.hbm_bytes_written)
             row.engines["dma"] += count * cost.total_cycles
+            if exchange_of(command) != Exchange.NONE:
+                row.engines["exchange"] += count * costs.latencies.messages
         else:
             for engine, cycles in cost.engines.items():
                 row.engines[engine] += count * cycles
     for number, (row, cycles) in enumerate(zip(rows, clock.attributed, strict=True)):
         row.cycles = cycles
+        row.exchange_cycles = (
+            clock.path[number, MESSAGE] * costs.latencies.messages
+            + clock.path[number, PEER_SIGNAL] * costs.latencies.peer_signal
+        )
         row.spread = _path_spread(clock.path, number, costs)
     return _BlockTiming(rows, contexts)
 

@@ -74,7 +74,7 @@ def _placeless(side: Side, machine: Machine) -> Side:
         window = machine.dm.slice_window_bytes
         slices, local = divmod(side.base, window)
         base = slices * window + local % machine.dma.dm_write_alignment_bytes
-    return Side(side.space, base, side.strides)
+    return Side(side.space, base, side.strides, peer=side.peer)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -100,25 +100,27 @@ def _dma_cost(c: Dma, machine: Machine, sharers: int) -> DmaCost:
 
 def _combined(c: Dma, read: int, write: int, moved: int, machine: Machine) -> int:
     """Reads and writes overlap between two memories; in one memory they take turns."""
-    if c.source.space != c.destination.space:
-        return max(read, write)
-    if c.source.space == Space.HBM:
-        return read + write
-    source, destination = (_slices(c, side, machine) for side in (c.source, c.destination))
-    per_cluster = machine.chip.slices_per_pe * machine.chip.pes // machine.chip.clusters
-    clusters = [{int(s) // per_cluster for s in slices} for slices in (source, destination)]
+    between = math.ceil(moved / machine.dma.cross_cluster_bytes_per_cycle)
+    crossing = max(read, write, between) + machine.dma.cross_cluster_cycles
+    per_cluster = machine.chip.pes // machine.chip.clusters
+    if c.source.space != c.destination.space or c.source.space == Space.HBM:
+        together = read + write if c.source.space == c.destination.space else max(read, write)
+        peer = c.source.peer | c.destination.peer
+        if peer >= per_cluster:
+            return crossing
+        return together + (machine.dma.remote_cycles if peer else 0)
+    pes = [_pes(c, side, machine) for side in (c.source, c.destination)]
+    clusters = [{pe // per_cluster for pe in side} for side in pes]
     if not clusters[0] & clusters[1]:
-        between = math.ceil(moved / machine.dma.cross_cluster_bytes_per_cycle)
-        return max(read, write, between) + machine.dma.cross_cluster_cycles
-    pes = [
-        {int(s) // machine.chip.slices_per_pe for s in slices} for slices in (source, destination)
-    ]
+        return crossing
     return read + write + (machine.dma.remote_cycles if pes[0] != pes[1] else 0)
 
 
-def _slices(c: Dma, side: Side, machine: Machine) -> np.ndarray:
-    """Numbers of the slices that a side touches."""
-    return np.flatnonzero(_per_slice(side.base, zip(c.n, side.strides, strict=True), machine))
+def _pes(c: Dma, side: Side, machine: Machine) -> set[int]:
+    """The PEs whose data memory a side touches when rank 0 runs the command."""
+    slices = _per_slice(side.base, zip(c.n, side.strides, strict=True), machine)
+    per_pe = machine.chip.slices_per_pe
+    return {int(s) // per_pe ^ side.peer for s in np.flatnonzero(slices)}
 
 
 def _per_slice(base: int, loops: Iterable[Loop], machine: Machine) -> np.ndarray:

@@ -188,6 +188,8 @@ LIMITS: Mapping[str, Limits] = MappingProxyType(
         "control.launch_cycles": _ONCE,
         "control.finish_cycles": _ONCE,
         "model.time_factor": Limits(0.1, 10),
+        "exchange.message_cycles": _ONCE,
+        "exchange.signal_cycles": _ONCE,
     }
 )
 """Every number that a description may choose."""

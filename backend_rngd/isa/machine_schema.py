@@ -202,6 +202,15 @@ class CycleModel:
     time_factor: float
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What reaching another PE or card takes beyond the transfer itself."""
+
+    message_cycles: int
+    """A card delivers one message after the other, each in so many cycles."""
+    signal_cycles: int
+
+
 @dataclass(frozen=True, eq=False)
 class Machine:
     """A machine description. Equality and hash are identity: costs are cached per machine."""
@@ -223,6 +232,7 @@ class Machine:
     vector: VectorEngine
     transpose: TransposeEngine
     control: ControlUnit
+    exchange: Exchange
     model: CycleModel
     parameters: Mapping[str, Parameter]
     """Every number above as "section.field", with its unit, source, tag and range."""

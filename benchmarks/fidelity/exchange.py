@@ -1,7 +1,7 @@
 """What a shared layer needs beside its own commands: the sum of its outputs over all PEs.
 
-Measured on a card, not modelled: collectives do not exist here yet. A row is one layer's graph
-without its exchange, so the time stands beside the prediction and is not part of it.
+A row of a layer is its graph without its exchange, so the measured time of that stands beside the
+prediction and is not part of it. The all-reduce rows predict it (`all_reduce.py`).
 """
 
 from __future__ import annotations

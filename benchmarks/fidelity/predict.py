@@ -11,7 +11,7 @@ from statistics import correlation, mean, median
 from furiosa_llm.backend_rngd.isa.container import Program, read_program
 from furiosa_llm.backend_rngd.isa.machine import Machine
 from furiosa_llm.runtime_sim.spread import Spread
-from furiosa_llm.runtime_sim.timing import interval_us, time_program
+from furiosa_llm.runtime_sim.timing import ProgramTiming, interval_us, time_program
 
 from .rows import Row
 
@@ -61,9 +61,10 @@ def programs(rows: Sequence[Row]) -> list[Program]:
     return [read_program(row.build()) for row in rows]
 
 
-def work_cycles(program: Program, machine: Machine) -> int:
-    """Cycles between launch and finish, without intervals."""
-    return time_program(program, exact(machine)).cycles - _frame_cycles(machine)
+def work_cycles(row: Row, program: Program, machine: Machine) -> int:
+    """Cycles between launch and finish that the row is about, without intervals."""
+    timing = time_program(program, exact(machine))
+    return timing.cycles - _left_out_cycles(row, timing, machine)
 
 
 @functools.cache
@@ -91,13 +92,15 @@ FRAME = ("control.launch_cycles", "control.finish_cycles")
 """What a union of commands' times does not hold."""
 
 
-def _frame_cycles(machine: Machine) -> int:
-    return machine.control.launch_cycles + machine.control.finish_cycles
+def _left_out_cycles(row: Row, timing: ProgramTiming, machine: Machine) -> int:
+    """Of the frame, and of what the row takes as given."""
+    given = sum(m.cycles for m in timing.modules if m.path == row.given)
+    return machine.control.launch_cycles + machine.control.finish_cycles + given
 
 
 def _time(row: Row, program: Program, machine: Machine, sharers: int) -> Prediction:
     timing = time_program(program, machine, sharers=sharers)
-    cycles = timing.cycles - _frame_cycles(machine)
+    cycles = timing.cycles - _left_out_cycles(row, timing, machine)
     own = {name: change for name, change in timing.spread.items() if name not in FRAME}
     low, high, dominant = interval_us(cycles, Spread(own), machine)
     value = machine.microseconds(cycles)

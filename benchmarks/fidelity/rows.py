@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from .all_reduce import GIVEN, all_reduce
 from .attention import Heads, decode, prefill
 from .linear import linear
 from .load_rate import load_rate
@@ -15,6 +17,8 @@ from .vector import activation, embedding, norm, rotary
 
 SILICON = Path(__file__).parent.parent / "silicon"
 LOAD_RATE = "HBM to DM load rate"
+ALL_REDUCE = "all-reduce per decoder layer"
+BF16_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Row:
     """One measurement: a time in us, or a rate in B/cycle that counts by its shape alone."""
 
     kind: str
-    """dense, attention or load-rate."""
+    """dense, attention, all-reduce or load-rate."""
     group: str
     """What is left out together: a layer, or one of attention's two steps."""
     name: str
@@ -43,6 +47,8 @@ class Row:
     """The binary's bytes."""
     moved_bytes: int = 0
     """Of a load-rate row."""
+    given: str | None = None
+    """Module of the binary that the measurement leaves out: it makes what the rest begins with."""
 
 
 def dense_builders(tp: int, model: Model) -> Mapping[str, Callable[[int], bytes]]:
@@ -84,7 +90,10 @@ def read_rows(path: Path, tp: int, model: Model | None = None) -> list[Row]:
         heads = Heads(model.heads // tp, max(1, model.kv_heads // tp), model.head_dim)
         return [_attention(line, heads) for line in lines]
     if columns >= {"what", "condition", "value"}:
-        return [_load_rate(line) for line in lines if line["what"] == LOAD_RATE]
+        return [
+            *(_load_rate(line) for line in lines if line["what"] == LOAD_RATE),
+            *(_all_reduce(line, model) for line in lines if line["what"].startswith(ALL_REDUCE)),
+        ]
     raise SystemExit(f"{path}: columns {sorted(columns)} are those of no kind of row")
 
 
@@ -105,6 +114,15 @@ def _attention(line: Mapping[str, str], heads: Heads) -> Row:
         return Row("attention", "prefill", name, measured, lambda: prefill(heads, chunk))
     name = f"decode {sequences} x {cached}"
     return Row("attention", "decode", name, measured, lambda: decode(heads, sequences, cached))
+
+
+def _all_reduce(line: Mapping[str, str], model: Model) -> Row:
+    pes = int(line["condition"].split()[0])
+    measured = float(line["value"])
+    result_bytes = model.hidden * BF16_BYTES
+    name = f"all-reduce {pes} PEs"
+    build = functools.partial(all_reduce, pes, result_bytes)
+    return Row("all-reduce", "all-reduce", name, measured, build, given=GIVEN)
 
 
 def _load_rate(line: Mapping[str, str]) -> Row:

@@ -31,6 +31,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     IndexList,
     Indirect,
     Instruction,
+    PeerSignal,
     Port,
     Reduce,
     Side,
@@ -236,7 +237,17 @@ def reports(machine: Machine) -> list[object]:
         ]
         timing = time_program(make_program(commands, values, {}, macs=7), machine, sharers=8)
         out.append(replace(timing, modules=()))
+    exchange = make_program(exchanging(), values, {}, ranks=8)
+    out.append(replace(time_program(exchange, machine), modules=()))
     return out
+
+
+def exchanging() -> list[Instruction]:
+    """A handshake and a transfer to a PE of the other cluster."""
+    free = add(64, peer_signals=(PeerSignal(2, (4,)),))
+    source, there = Side(Space.DM, 0, (SLICE,)), Side(Space.DM, 65536, (SLICE,), peer=4)
+    head = Head(Context.DMA, (Wait(2, 1, (4,)),), peer_signals=(PeerSignal(3, (4,)),))
+    return [free, Dma(head, (64,), 256, source, there), add(64, waits=(Wait(3, 1, (4,)),))]
 
 
 def other_values(value: object) -> Iterator[object]:
