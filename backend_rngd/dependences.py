@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from xdsl.ir import SSAValue
 
-from .isa.instructions import Exec
+from .isa.instructions import MAX_RANKS, Exec
 from .isa.plan import SLICE_ADDRESS_BYTES, DmaPlan, ExecPlan, Footprint, Memory
-from .rngd import DmaOp, ExecOp, steps_of
+from .isa.rules import SLICES_PER_PE
+from .rngd import ArriveOp, DmaOp, ExecOp, steps_of
 
-Command = ExecOp | DmaOp
+Command = ExecOp | DmaOp | ArriveOp
 EVERYTHING = 1 << 62
 
 
@@ -34,7 +35,13 @@ class Touch(NamedTuple):
     """What has to be the same for two touches to be comparable: steps, lanes."""
 
 
-def touches(op: Command, plan: ExecPlan | DmaPlan) -> list[Touch]:
+def arrival(op: ArriveOp) -> list[Touch]:
+    """What a message from a peer writes."""
+    low = op.offset.value.data
+    return [Touch(op.buffer, low, low + op.size.value.data, 0, SLICES_PER_PE, True, ())]
+
+
+def touches(op: ExecOp | DmaOp, plan: ExecPlan | DmaPlan) -> list[Touch]:
     """What a command touches, port by port."""
     found = []
     for (name, buffer), footprint, base in zip(
@@ -43,8 +50,19 @@ def touches(op: Command, plan: ExecPlan | DmaPlan) -> list[Touch]:
         pace = steps_of(op, name)
         if footprint.memory == Memory.TRF and isinstance(plan, ExecPlan):
             pace = (*pace, plan.command.trf_lanes)
-        found.append(_touch(buffer, footprint, base, pace))
+        touch = _touch(buffer, footprint, base, pace)
+        found.append(touch._replace(high=touch.high + _spread_over_ranks(op, name)))
     return found
+
+
+def _spread_over_ranks(op: ExecOp | DmaOp, port: str) -> int:
+    """Bytes by which the places where ranks begin differ."""
+    sides = (
+        {"source": op.dma.source, "destination": op.dma.destination}
+        if isinstance(op, DmaOp)
+        else {}
+    )
+    return (MAX_RANKS - 1) * sides[port].rank_stride if port in sides else 0
 
 
 def _bases(plan: ExecPlan | DmaPlan) -> list[int]:

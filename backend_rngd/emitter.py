@@ -19,6 +19,7 @@ from .isa.instructions import (
     Counter,
     Dma,
     Exec,
+    Generate,
     Head,
     IndexList,
     Indirect,
@@ -75,6 +76,20 @@ class Ref:
     def space(self) -> Space:
         assert isinstance(self.buffer.type, BufferType)
         return Space.HBM if self.buffer.type.memory.data == "hbm" else Space.DM
+
+
+@dataclass(frozen=True)
+class ByRank:
+    """What is added to an address so that ranks with the same code work at different places.
+
+    (rank ^ mask) · stride bytes.
+    """
+
+    stride: int = 0
+    mask: int = 0
+
+
+HERE = ByRank()
 
 
 @dataclass(frozen=True)
@@ -226,7 +241,7 @@ class Emitter:
         counters: Sequence[Counter],
         stream: Stream,
         *,
-        a: Ref,
+        a: Ref | None,
         out: Ref,
         commit: Commit,
         dtype: DType = DType.BF16,
@@ -239,12 +254,14 @@ class Emitter:
         switch: Switch = FORWARD,
         trf_lanes: int = 8,
         valid_slices: int = 0,
+        group: int = 0,
+        generate: Generate | None = None,
     ) -> None:
         """One pass. `dtype` is that of the fetched tensors, `out_dtype` of what is committed."""
         command = Exec(
             head=Head(context),
             counters=tuple(c for c in counters if c.n > 1),
-            a=Port(a.offset, dtype),
+            a=Port(a.offset if a else 0, dtype),
             b=Port(b.offset, dtype) if b else Port(),
             trf=Port(trf.offset, dtype) if trf else Port(),
             vrf=Port(vrf.offset, DType.F32) if vrf else Port(),
@@ -255,6 +272,8 @@ class Emitter:
             contraction=contraction,
             trf_lanes=contraction.lanes if contraction else trf_lanes,
             vector=vector,
+            group=group,
+            generate=generate,
             valid_slices=0 if valid_slices == SLICES_PER_PE else valid_slices,
         )
         refs = {"a": a, "b": b, "trf": trf, "vrf": vrf, "out": out}
@@ -262,7 +281,7 @@ class Emitter:
         self.append(
             ExecOp(
                 command,
-                a=a.buffer,
+                a=a.buffer if a else None,
                 b=b.buffer if b else None,
                 trf=trf.buffer if trf else None,
                 vrf=vrf.buffer if vrf else None,
@@ -277,8 +296,15 @@ class Emitter:
         run_bytes: int,
         source: Ref,
         destination: Ref,
+        *,
+        peer: int = 0,
+        source_rank: ByRank = HERE,
+        destination_rank: ByRank = HERE,
     ) -> None:
-        """Copy runs; each loop is (count, source stride, destination stride), outermost first."""
+        """Copy runs; each loop is (count, source stride, destination stride), outermost first.
+
+        The destination is that of rank ^ peer.
+        """
         n, source_strides, destination_strides = _transposed(
             [loop for loop in loops if loop[0] > 1], 3
         )
@@ -287,8 +313,21 @@ class Emitter:
                 Head(Context.DMA),
                 n,
                 run_bytes,
-                Side(source.space, source.offset, source_strides),
-                Side(destination.space, destination.offset, destination_strides),
+                Side(
+                    source.space,
+                    source.offset,
+                    source_strides,
+                    rank_stride=source_rank.stride,
+                    rank_mask=source_rank.mask,
+                ),
+                Side(
+                    destination.space,
+                    destination.offset,
+                    destination_strides,
+                    peer=peer,
+                    rank_stride=destination_rank.stride,
+                    rank_mask=destination_rank.mask,
+                ),
             ),
             source,
             destination,

@@ -167,7 +167,8 @@ def _addresses(op: ExecOp | DmaOp, plan: ExecPlan | DmaPlan) -> Iterable[Address
         part = parts[name]
         assert part is not None
         region = 0 if isinstance(buffer, OpResult) else _argument_number(buffer) << REGION_SHIFT
-        yield Address(None, region + part.base)
+        by_rank = (part.rank_stride, part.rank_mask) if isinstance(part, Side) else (0, 0)
+        yield Address(None, region + part.base, 0, *by_rank)
 
 
 def _argument_number(buffer: SSAValue) -> int:
@@ -241,11 +242,12 @@ def encode_program(module: ModuleOp, model_name: str) -> Program:
     contents: list[Region] = []
     blocks: dict[str, _EncodedBlock] = {}
     calls: list[CallOp] = []
-    bucket = ""
+    bucket, ranks = "", 1
     for op in module.ops:
         match op:
             case ProgramOp():
                 bucket = op.bucket.data
+                ranks = op.ranks.value.data
             case RegionOp():
                 regions[op.buffer] = len(contents)
                 contents.append(region_content(op))
@@ -269,6 +271,7 @@ def encode_program(module: ModuleOp, model_name: str) -> Program:
     header = Header(
         model_name=model_name,
         bucket=bucket,
+        tensor_parallel_size=ranks,
         regions=tuple(contents),
         blocks=tuple(tables),
         calls=tuple(_calls(calls, blocks, regions)),

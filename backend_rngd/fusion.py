@@ -1,7 +1,7 @@
-"""Operators that a matrix product takes over, when they are the only ones to read it.
+"""Operators that a matrix product or a sum over ranks takes over, as the only ones to read it.
 
 - `mul(act(x · gateᵀ), x · upᵀ)`: a gated product, tile by tile.
-- `add(x · wᵀ, residual)`: the residual joins the f32 sums.
+- `add(x · wᵀ, residual)`: the residual joins the f32 sums; also where they are sums over ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from xdsl.ir import Block, Operation, SSAValue
 
-from ..ir import nn
+from ..ir import dist, nn
 from ..ir.types import shape_of
 from .kernels.elementwise import UNARY
 
@@ -34,7 +34,16 @@ class Residual:
     parts: tuple[Operation, ...]
 
 
-Fusion = Gated | Residual
+@dataclass(frozen=True)
+class ReducedResidual:
+    """A sum over ranks, what is added to it, and the sum of both."""
+
+    reduce: dist.AllReduceOp
+    other: SSAValue
+    parts: tuple[Operation, ...]
+
+
+Fusion = Gated | Residual | ReducedResidual
 
 
 def fusions(body: Block) -> dict[Operation, Fusion]:
@@ -69,17 +78,19 @@ def _gated(op: nn.MulOp, order: dict[Operation, int]) -> Gated | None:
     return None
 
 
-def _residual(op: nn.AddOp, order: dict[Operation, int]) -> Residual | None:
+def _residual(op: nn.AddOp, order: dict[Operation, int]) -> Residual | ReducedResidual | None:
     sides = [(op.a, op.b), (op.b, op.a)]
     for value, other in sides:
-        linear = value.owner
-        if not isinstance(linear, nn.LinearOp) or not _read_once(value):
+        first = value.owner
+        if not isinstance(first, nn.LinearOp | dist.AllReduceOp) or not _read_once(value):
             continue
         if shape_of(value) == shape_of(other) and value is not other:
             earlier = other.owner
-            if isinstance(earlier, Operation) and order.get(earlier, 0) > order[linear]:
+            if isinstance(earlier, Operation) and order.get(earlier, 0) > order[first]:
                 continue  # the residual would not be there yet
-            return Residual(linear, other, (linear, op))
+            if isinstance(first, nn.LinearOp):
+                return Residual(first, other, (first, op))
+            return ReducedResidual(first, other, (first, op))
     return None
 
 

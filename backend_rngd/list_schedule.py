@@ -23,7 +23,9 @@ import numpy as np
 
 from .isa.instructions import Context
 
-CONTEXTS = len(Context)
+LINK = len(Context)
+"""Where messages to other ranks queue: they take turns on a card, and no rank's engine."""
+CONTEXTS = len(Context) + 1
 NEVER = 1 << 62
 """Later than every cycle."""
 

@@ -15,16 +15,17 @@ from operator import add
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from ..ir import nn, paged, provenance
-from ..ir.types import shape_of
+from ..ir import dist, nn, paged, provenance
+from ..ir.types import dtype_of, f32, shape_of
 from .emitter import Activation, Emitter, Ref
-from .fusion import Fusion, Gated, Residual, fusions
+from .fusion import Fusion, Gated, ReducedResidual, Residual, fusions
 from .isa.dtypes import DType
 from .isa.layout import (
     Derived,
     FeatureOrder,
     KeyIndex,
     Layout,
+    RankNumbers,
     RopeTable,
     RowsLayout,
     RowTableLayout,
@@ -41,11 +42,13 @@ from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache
+from .kernels.exchange import AllReduce, Slots, put
 from .kernels.linear import Product, check_tiling, linear
 from .kernels.linear_groups import product_type
 from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
+from .kernels.vocabulary import local_rows
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
@@ -107,6 +110,14 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Room in HBM for a block's own use."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Crossing:
     """A value that one segment of a function leaves in HBM for a later one."""
 
@@ -115,7 +126,7 @@ class Crossing:
     tokens: int
 
 
-Need = Argument | Result | Crossing | Derived
+Need = Argument | Result | Crossing | Scratch | Derived
 
 
 @dataclass
@@ -239,6 +250,8 @@ class _ChunkState:
     """Residuals that stand in HBM until they are added."""
     angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
     """Rotary angles that are in data memory, with their positions and the table they are from."""
+    summands: dict[SSAValue, Slots] = field(default_factory=dict)
+    """Where values stand that are to be summed over ranks."""
 
 
 @dataclass
@@ -273,11 +286,12 @@ class BlockLowering:
         self.orders = feature_orders(self.body)
         self.wide = _wide_values(self.body, self.logits)
         self.parts = parts_of_modules(self.body)
+        self.fused = fusions(self.body)
 
     def run(self) -> LoweredBlock:
         """Emit the block."""
         ops = list(self.body.ops) if self.segment is None else self.segment
-        fused = fusions(self.body)
+        fused = self.fused
         later = {part for fusion in fused.values() for part in fusion.parts[:-1]}
         for op in ops:
             for state in self._states:
@@ -375,6 +389,10 @@ class BlockLowering:
                 self.values[op.y] = self._attention(op)
             case paged.LastTokenOp():
                 self.values[op.y] = self._last_token(op)
+            case dist.AllReduceOp():
+                self.values[op.y] = self._all_reduce(op, op.y, None)
+            case dist.LocalRowsOp():
+                pass  # made where the table is read
             case nn.ReshapeOp() | nn.TransposeOp() | nn.CastOp():
                 self.values[op.y] = self._of(op.x)
             case nn.SliceOp() | nn.ConstantOp():
@@ -427,14 +445,75 @@ class BlockLowering:
         count, width = shape_of(op.table)
         order = plain(width)
         layout = RowTableLayout(order=order, per_slice=features_per_slice(order), rows=count)
-        return rows.embedding(
+        ids, id_bytes = self._rows(op.ids, count)
+        table = self.parameter(op.table, layout)
+        return rows.embedding(self.emit, table, order, ids, id_bytes, self.chunk.count)
+
+    def _rows(self, ids: SSAValue, count: int) -> tuple[Ref, int]:
+        """The list of the table's rows, and the bytes of an entry; the table has `count` rows."""
+        if not isinstance(ids.owner, dist.LocalRowsOp):
+            row_bytes = self.shape.row_bytes("input_ids")
+            return self._input(ids, self.shape.id_bytes, row_bytes), self.shape.id_bytes
+        op, tokens = ids.owner, self.chunk.count
+        assert self.shape.id_bytes == WORD_BYTES, "ids that become data have a word each"
+        firsts = tuple(_first_row(op.cut, rank) for rank in range(op.cut.ranks))
+        return local_rows(
             self.emit,
-            self.parameter(op.table, layout),
-            order,
-            self._input(op.ids, INDEX_BYTES, self.shape.row_bytes("input_ids")),
-            INDEX_BYTES,
-            self.chunk.count,
+            self._input(op.ids, WORD_BYTES, self.shape.row_bytes("input_ids")),
+            self.need(RankNumbers(numbers=firsts, count=WORD_BYTES // 4)),
+            count - 1,
+            tokens,
+            self.need(Scratch("local_rows", tokens * WORD_BYTES)),
+        ), WORD_BYTES
+
+    def _reduction(self, value: SSAValue) -> AllReduce | None:
+        """How a value is summed over ranks, if nothing else becomes of it."""
+        users = [use.operation for use in value.uses]
+        if len(users) != 1 or not isinstance(users[0], dist.AllReduceOp):
+            return None
+        op = users[0]
+        assert op.algorithm is not None, "`lower-collectives` chooses one"
+        residual = any(
+            isinstance(fusion, ReducedResidual) and fusion.reduce is op
+            for fusion in self.fused.values()
         )
+        dtype = self._dtype_of(value)
+        return AllReduce(op.algorithm.data, op.mask.value.data, dtype, residual)
+
+    def _reserved(
+        self, value: SSAValue, reduce: AllReduce, order: FeatureOrder, tokens: int
+    ) -> Activation:
+        """Where a value is to be written that is summed over ranks."""
+        slots = reduce.reserve(self.emit, order, tokens)
+        self._now.summands[value] = slots
+        return slots[0]
+
+    def _all_reduce(
+        self, op: dist.AllReduceOp, y: SSAValue, residual: Activation | None
+    ) -> Activation:
+        """The value `y`: what `op` sums over ranks, and the residual."""
+        reduce = self._reduction(op.x)
+        assert reduce is not None, op
+        if op.x not in self._now.summands:
+            x = self._of(op.x)
+            put(self.emit, x.ref, self._reserved(op.x, reduce, x.order, x.tokens))
+        summands = self._now.summands.pop(op.x)
+        out = self._room(y, summands.order, summands.tokens)
+        reduce.run(self.emit, summands, residual, out)
+        return out
+
+    def _reduced_with_residual(self, op: Operation, fusion: ReducedResidual) -> bool:
+        residual = self._of(fusion.other)
+        self.values[op.results[0]] = self._all_reduce(fusion.reduce, op.results[0], residual)
+        return True
+
+    def _room(self, value: SSAValue, order: FeatureOrder, tokens: int) -> Activation:
+        """Where a product or a sum over ranks is to be written."""
+        reduce = self._reduction(value)
+        if reduce is not None:
+            return self._reserved(value, reduce, order, tokens)
+        dtype = self._dtype_of(value)
+        return self.emit.activation(order, tokens, "product", dtype, self.groups)
 
     def _linear(self, op: nn.LinearOp) -> Activation:
         product = self._product(op, self._key(op), self._output(op))
@@ -445,6 +524,8 @@ class BlockLowering:
         """Emit operators as one product, or one by one where weights are the stream."""
         if isinstance(fusion, Gated):
             done = self._gated(op, fusion)
+        elif isinstance(fusion, ReducedResidual):
+            done = self._reduced_with_residual(op, fusion)
         else:
             done = self._with_residual(op, fusion)
         if not done:
@@ -502,7 +583,7 @@ class BlockLowering:
             x.order,
             self._order_of(op),
             x.tokens,
-            self._dtype_of(op),
+            self._dtype_of(op.y),
             op.bias is not None,
             may_repeat=_is_read_by_heads(op.y),
             groups=self.groups,
@@ -511,14 +592,11 @@ class BlockLowering:
     def _order_of(self, op: nn.LinearOp) -> FeatureOrder:
         return self.orders.get(op.y) or plain(shape_of(op.w)[0])
 
-    def _dtype_of(self, op: nn.LinearOp) -> DType:
-        return DType.F32 if op.y in self.wide else DType.BF16
+    def _dtype_of(self, value: SSAValue) -> DType:
+        return DType.F32 if value in self.wide or dtype_of(value) == f32 else DType.BF16
 
     def _output(self, op: nn.LinearOp) -> Activation:
-        tokens = self._of(op.x).tokens
-        return self.emit.activation(
-            self._order_of(op), tokens, "product", self._dtype_of(op), self.groups
-        )
+        return self._room(op.y, self._order_of(op), self._of(op.x).tokens)
 
     def _product(self, op: nn.LinearOp, key: ProductKey, y: Activation) -> Product:
         """The product, and the record of its tiling: the caller emits it and no other."""
@@ -696,6 +774,13 @@ def _is_last_use(value: SSAValue, op: Operation) -> bool:
 
 def _is_returned(value: SSAValue) -> bool:
     return any(isinstance(use.operation, func.ReturnOp) for use in value.uses)
+
+
+def _first_row(cut: dist.CutAttr, rank: int) -> int:
+    """The row of the whole table that a rank's part begins with; it may have none."""
+    pieces = cut.pieces(rank)
+    assert all(begin == 0 for begin, _ in pieces), "a rank has one run of rows"
+    return pieces[0][1][0] if pieces else cut.whole_size
 
 
 def _zero_bytes(q: Activation) -> int:

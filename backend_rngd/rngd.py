@@ -20,6 +20,7 @@ from xdsl.dialects.builtin import (
     IntAttr,
     IntegerAttr,
     IntegerType,
+    ModuleOp,
     StringAttr,
     SymbolNameConstraint,
     SymbolRefAttr,
@@ -225,7 +226,7 @@ class ExecOp(IRDLOperation):
 
     name = "rngd.exec"
 
-    a = operand_def(BufferType)
+    a = opt_operand_def(BufferType)
     b = opt_operand_def(BufferType)
     trf = opt_operand_def(BufferType)
     vrf = opt_operand_def(BufferType)
@@ -239,7 +240,7 @@ class ExecOp(IRDLOperation):
         self,
         command: Exec,
         *,
-        a: SSAValue,
+        a: SSAValue | None,
         b: SSAValue | None = None,
         trf: SSAValue | None = None,
         vrf: SSAValue | None = None,
@@ -273,6 +274,8 @@ class ExecOp(IRDLOperation):
     def verify_(self) -> None:
         if not isinstance(self.command.data, Exec):
             raise VerifyException("rngd.exec holds an exec command")
+        if (self.a is None) != (self.exec.generate is not None):
+            raise VerifyException("a pass fetches from a buffer, unless it makes constants")
         for name, value in self.ports().items():
             expected = PORT_MEMORY.get(name, self.exec.commit.sink.name.lower())
             if _buffer_type(value).memory.data != expected:
@@ -335,6 +338,30 @@ class DmaOp(IRDLOperation):
             if _buffer_type(value).memory.data != expected:
                 raise VerifyException(f"a side in {side.space.name} needs a buffer in {expected}")
         _verify_steps(self.steps, ("source", "destination", "index"))
+
+
+@irdl_op_definition
+class ArriveOp(IRDLOperation):
+    """What a peer has pushed, as this rank has pushed it to the peer, is there.
+
+    It stands for the message's way while `schedule` plans, and is gone afterwards. All ranks run
+    the same code, so a rank's own push says when its peer's arrives: into the `size` bytes of
+    every slice from `offset` on.
+    """
+
+    name = "rngd.arrive"
+
+    buffer = operand_def(BufferType)
+    offset = prop_def(IntegerAttr)
+    size = prop_def(IntegerAttr)
+
+    def __init__(self, buffer: SSAValue, offset: int, size: int) -> None:
+        properties = {"offset": IntegerAttr(offset, i64), "size": IntegerAttr(size, i64)}
+        super().__init__(operands=[buffer], properties=properties)
+
+    def ports(self) -> dict[str, SSAValue]:
+        """The buffer that is written."""
+        return {"buffer": self.buffer}
 
 
 def steps_attribute(steps: dict[str, tuple[int, ...]]) -> DictionaryAttr | None:
@@ -462,18 +489,38 @@ class CallOp(IRDLOperation):
 
 @irdl_op_definition
 class ProgramOp(IRDLOperation):
-    """What the binary is for: its bucket."""
+    """What the binary is for: its bucket, and how many ranks run it."""
 
     name = "rngd.program"
 
     bucket = prop_def(StringAttr)
+    ranks = prop_def(IntegerAttr)
 
-    def __init__(self, bucket: str) -> None:
-        super().__init__(properties={"bucket": StringAttr(bucket)})
+    def __init__(self, bucket: str, ranks: int = 1) -> None:
+        properties = {"bucket": StringAttr(bucket), "ranks": IntegerAttr(ranks, i64)}
+        super().__init__(properties=properties)
+
+
+def ranks_of(module: ModuleOp) -> int:
+    """The tensor-parallel ranks that run a module's program."""
+    programs = [op for op in module.ops if isinstance(op, ProgramOp)]
+    return programs[0].ranks.value.data if programs else 1
 
 
 RNGD = Dialect(
     "rngd",
-    [ProgramOp, RegionOp, AllocOp, ExecOp, DmaOp, WorkOp, TilingOp, RepeatOp, BlockOp, CallOp],
+    [
+        ProgramOp,
+        RegionOp,
+        AllocOp,
+        ExecOp,
+        DmaOp,
+        ArriveOp,
+        WorkOp,
+        TilingOp,
+        RepeatOp,
+        BlockOp,
+        CallOp,
+    ],
     [BufferType, CommandAttr],
 )

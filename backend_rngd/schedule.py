@@ -25,11 +25,12 @@ from xdsl.ir import Block, Operation
 from xdsl.passes import ModulePass
 
 from .. import errors
-from .dependences import Command, Touch, dependences, touches
+from .dependences import Command, Touch, arrival, dependences, touches
 from .isa.cost import dma_cost, exec_cost
 from .isa.machine import Machine, load_machine
 from .isa.plan import plan_dma, plan_exec
 from .list_schedule import (
+    LINK,
     Plan,
     Policy,
     Storage,
@@ -41,7 +42,7 @@ from .list_schedule import (
     serial_plan,
 )
 from .place import assign_addresses, set_lifetime
-from .rngd import ON_CHIP_BYTES, AllocOp, BlockOp, DmaOp, ExecOp, RepeatOp
+from .rngd import ON_CHIP_BYTES, AllocOp, ArriveOp, BlockOp, DmaOp, ExecOp, RepeatOp, ranks_of
 
 LEVELS = (0, 1, 2)
 MEMORIES = tuple(ON_CHIP_BYTES)
@@ -114,7 +115,7 @@ class _Straight:
 def _straights(block: Block, inside: tuple[RepeatOp, ...] = ()) -> Iterator[_Straight]:
     current = _Straight(block, inside)
     for op in block.ops:
-        if isinstance(op, ExecOp | DmaOp):
+        if isinstance(op, ExecOp | DmaOp | ArriveOp):
             current.commands.append(op)
         elif isinstance(op, RepeatOp):
             current.following = op
@@ -124,10 +125,12 @@ def _straights(block: Block, inside: tuple[RepeatOp, ...] = ()) -> Iterator[_Str
     yield current
 
 
-def _task(op: Command, machine: Machine) -> tuple[Task, list[Touch]]:
+def _task(op: Command, machine: Machine, ranks: int) -> tuple[Task, list[Touch]]:
+    if isinstance(op, ArriveOp):
+        return Task(LINK, machine.control.signal_cycles), arrival(op)
     if isinstance(op, DmaOp):
         transfer = plan_dma(op.dma, "")
-        cycles = dma_cost(transfer, machine).total_cycles
+        cycles = dma_cost(transfer, machine, ranks).total_cycles
         return Task(int(op.dma.head.context), cycles), touches(op, transfer)
     plan = plan_exec(op.exec, "")
     cost = exec_cost(plan, machine)
@@ -157,6 +160,8 @@ class BlockProblem:
 
     def __init__(self, block: BlockOp, machine: Machine) -> None:
         self._block = block.body.block
+        module = block.parent_op()
+        self._ranks = ranks_of(module) if isinstance(module, ModuleOp) else 1
         self._straights = list(_straights(self._block))
         self._turns = _turns(self._straights)
         self._allocs = [_allocs_of(straight.commands) for straight in self._straights]
@@ -185,7 +190,7 @@ class BlockProblem:
         numbers = {alloc: i for i, alloc in enumerate(allocs)}
         tasks, touched = [], []
         for op in self._straights[number].commands:
-            task, touch = _task(op, machine)
+            task, touch = _task(op, machine, self._ranks)
             used = dict.fromkeys(numbers[alloc] for alloc in _allocs_of([op]))
             tasks.append(replace(task, buffers=tuple(used)))
             touched.append(touch)
@@ -430,6 +435,9 @@ def _schedule_block(block: BlockOp, level: int, machine: Machine) -> None:
     plans = problem.search().best(level)
     problem.write_lifetimes(plans)
     problem.reorder(plans)
+    for op in [op for op in block.walk() if isinstance(op, ArriveOp)]:
+        op.detach()  # type: ignore[no-untyped-call]  # of xDSL
+        op.erase()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, SSAValue
 
-from ..ir import nn, paged
+from ..ir import dist, nn, paged
 from ..ir import provenance as locations
 from ..ir.types import shape_of
 from .kernels import elementwise
@@ -47,6 +47,8 @@ def _reason(op: Operation) -> str | None:
             | paged.WriteOp()
             | paged.AttentionOp()
             | paged.LastTokenOp()
+            | dist.AllReduceOp()
+            | dist.LocalRowsOp()
             | func.ReturnOp()
         ):
             return None

@@ -7,14 +7,19 @@ After:  each command waits for the latest earlier command of each other context 
         one before it, so that nothing overlaps that the plan keeps apart.
 Contract: bitwise; values do not depend on it. It writes the order down, it does not reorder.
 
+A push into a peer's memory is, by symmetry, also the peer's push into this rank's: as that it waits
+for the commands here that it conflicts with, and later ones wait for it. Its signals and those to
+it go to the peer.
+
 Iterations of a repeat are fenced, so a stretch of commands between two fences is ordered on its
-own. Semaphore P · 3 + Q carries the signals from context P to context Q.
+own. Semaphore P · 3 + Q carries the signals from context P to context Q, and semaphore
+9 + P · 3 + Q those to context Q of another rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from xdsl.context import Context as XdslContext
 from xdsl.dialects.builtin import ModuleOp
@@ -23,15 +28,24 @@ from xdsl.passes import ModulePass
 
 from .encode import Registers, resolve
 from .isa.expand import Issued
-from .isa.instructions import Context, Head, Wait
-from .isa.ordering import NEVER, dependencies
+from .isa.instructions import MAX_RANKS, Context, Head, PeerSignal, Wait
+from .isa.ordering import (
+    NEVER,
+    UNBOUND,
+    Node,
+    accesses,
+    latest_conflicts,
+    peer_accesses,
+    peer_of,
+)
 from .rngd import BlockOp, CommandAttr, DmaOp, ExecOp, RepeatOp
 from .schedule import check_level, groups
 
 
-def semaphore(signalling: Context, waiting: Context) -> int:
+def semaphore(signalling: Context, waiting: Context, *, of_peer: bool = False) -> int:
     """The semaphore that carries signals from one context to another."""
-    return int(signalling) * len(Context) + int(waiting)
+    contexts = len(Context)
+    return (contexts * of_peer + int(signalling)) * contexts + int(waiting)
 
 
 def stretches(block: Block) -> Iterator[list[ExecOp | DmaOp]]:
@@ -49,46 +63,96 @@ def stretches(block: Block) -> Iterator[list[ExecOp | DmaOp]]:
 
 def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int) -> None:
     """Give `commands` the waits and signals that keep conflicting ones and groups apart."""
-    waits: dict[int, list[Wait]] = {}
-    signals: dict[int, list[int]] = {}
-    for i, needed in enumerate(_needed(issued, groups(commands, level))):
-        for j in needed:
-            shared = semaphore(issued[j].context, issued[i].context)
-            waits.setdefault(i, []).append(Wait(shared, 1))
-            signals.setdefault(j, []).append(shared)
-    for i, op in enumerate(commands):
-        head = Head(issued[i].context, tuple(waits.get(i, ())), tuple(signals.get(i, ())))
-        op.command = CommandAttr(replace(op.command.data, head=head))
+    heads = [_Head(command.context) for command in issued]
+    nodes = list(_nodes(issued))
+    for node, needed in zip(nodes, _needed(issued, nodes, groups(commands, level)), strict=True):
+        for other in needed:
+            heads[node.command].wait(heads[other.command], node.mask ^ other.mask)
+    for op, head in zip(commands, heads, strict=True):
+        op.command = CommandAttr(replace(op.command.data, head=head.built()))
 
 
-def _needed(issued: list[Issued], bounds: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """For each command, the commands that it has to wait for; `bounds` are those of the groups.
+@dataclass
+class _Head:
+    """What a command waits for and signals; partners are named by the bits in which they differ."""
 
-    `known[context]` is, per context, the latest command that has finished whenever the next
-    command of `context` starts.
+    context: Context
+    waits: dict[int, set[int]] = field(default_factory=dict)
+    """Who sends the signals, by semaphore."""
+    signals: dict[int, set[int]] = field(default_factory=dict)
+    """Who gets them, by semaphore."""
+
+    def wait(self, other: _Head, peer: int) -> None:
+        """Let this command wait for that one, of this rank (0) or of a peer."""
+        shared = semaphore(other.context, self.context, of_peer=peer != 0)
+        self.waits.setdefault(shared, set()).add(peer)
+        other.signals.setdefault(shared, set()).add(peer)
+
+    def built(self) -> Head:
+        peers = {number: tuple(sorted(who - {0})) for number, who in self.signals.items()}
+        return Head(
+            self.context,
+            tuple(
+                Wait(number, 1, tuple(sorted(who - {0})))
+                for number, who in sorted(self.waits.items())
+            ),
+            tuple(number for number, who in sorted(peers.items()) if not who),
+            peer_signals=tuple(
+                PeerSignal(number, who) for number, who in sorted(peers.items()) if who
+            ),
+        )
+
+
+def _nodes(issued: Sequence[Issued]) -> Iterator[Node]:
+    """Who touches a rank's memory, in program order: its commands, and its peers' pushes."""
+    columns: dict[int, int] = {}
+    for i, command in enumerate(issued):
+        varies = any(address.rank_stride for address in command.addresses)
+        ranks = range(MAX_RANKS if varies else 1)
+        own = dict.fromkeys(a for rank in ranks for a in accesses(command, UNBOUND, rank))
+        yield Node(i, command.context, 0, tuple(own))
+        peer = peer_of(command)
+        if peer:
+            column = columns.setdefault(peer, len(Context) + len(columns))
+            yield Node(i, column, peer, peer_accesses(command, UNBOUND, 0))
+
+
+def _needed(
+    issued: Sequence[Issued], nodes: Sequence[Node], bounds: Sequence[tuple[int, int]]
+) -> Iterator[list[Node]]:
+    """For each node, the nodes that it has to wait for; `bounds` are those of the groups.
+
+    `known[column]` is, per column, the latest command that has finished whenever the next
+    node of `column` starts.
     """
-    known = {context: [NEVER] * len(Context) for context in Context}
-    at_start: list[list[int]] = []
-    earlier = _last_of_earlier_groups(issued, bounds)
-    for i, (conflicting, barrier) in enumerate(zip(dependencies(issued), earlier, strict=True)):
-        latest = [max(pair) for pair in zip(conflicting, barrier, strict=True)]
-        own = known[issued[i].context]
-        wanted = [j for context, j in enumerate(latest) if j > own[context]]
+    columns = 1 + max(len(Context) - 1, *(node.column for node in nodes)) if nodes else 0
+    known = [[NEVER] * columns for _ in range(columns)]
+    at_start: dict[tuple[int, int], list[int]] = {}
+    node_at = {(node.command, node.column): node for node in nodes}
+    conflicts = latest_conflicts(nodes, columns).tolist()
+    barriers = list(_last_of_earlier_groups(issued, bounds))
+    for node, conflicting in zip(nodes, conflicts, strict=True):
+        latest = [*conflicting]
+        if not node.mask:
+            latest[: len(Context)] = map(max, conflicting, barriers[node.command])
+        latest[node.column] = NEVER
+        own = known[node.column]
+        wanted = [(j, column) for column, j in enumerate(latest) if j > own[column]]
         needed = [
-            j
-            for j in wanted
-            if not any(at_start[k][issued[j].context] >= j for k in wanted if k != j)
+            (j, column)
+            for j, column in wanted
+            if not any(at_start[other][column] >= j for other in wanted if other != (j, column))
         ]
-        for j in needed:
-            own[:] = map(max, own, at_start[j])
-            own[issued[j].context] = max(own[issued[j].context], j)
-        at_start.append(list(own))
-        own[issued[i].context] = i
-        yield needed
+        for j, column in needed:
+            own[:] = map(max, own, at_start[j, column])
+            own[column] = max(own[column], j)
+        at_start[node.command, node.column] = list(own)
+        own[node.column] = node.command
+        yield [node_at[key] for key in needed]
 
 
 def _last_of_earlier_groups(
-    issued: list[Issued], bounds: Sequence[tuple[int, int]]
+    issued: Sequence[Issued], bounds: Sequence[tuple[int, int]]
 ) -> Iterator[list[int]]:
     """For each command, the last command of each other context before its group."""
     last = [NEVER] * len(Context)

@@ -23,13 +23,14 @@ from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from .. import errors
-from ..ir import nn, paged
+from ..ir import dist, nn, paged
 from ..ir.types import shape_of
 from ..models.config_types import Bucket
 from .encode import content_attribute, region_content
 from .grouping import groupable
 from .isa.container import CacheIo, Relocation, TensorIo
 from .isa.container import Region as HbmRegion
+from .isa.cut import Cut
 from .isa.layout import Layout, features_per_slice, heads
 from .isa.machine import load_machine
 from .isa.rules import SLICES_PER_PE
@@ -41,6 +42,7 @@ from .lower_block import (
     LoweredBlock,
     Need,
     Result,
+    Scratch,
     feature_orders,
     module_of,
     parts_of_modules,
@@ -255,6 +257,8 @@ def _chunks(ops: list[Operation], shape: TokenShape, limit: int) -> list[Chunk]:
 
 # --- the program ---
 
+LOGITS_RANK = 3
+"""Dims of the results of @forward that are no caches: [B, T, V]."""
 INPUTS = ("input_ids", "position_ids", "slot_mapping", "block_table", "lengths")
 """The first arguments of `@forward`; the layers' KV caches follow them."""
 
@@ -287,8 +291,11 @@ class _ProgramLowering:
         return self.regions[key]
 
     def _input_region(self, name: str, argument: SSAValue) -> RegionOp:
-        wide = name in ("position_ids", "lengths")
-        element_bytes = WORD_BYTES if wide else INDEX_BYTES
+        element_bytes = {
+            "input_ids": self.shape.id_bytes,
+            "position_ids": WORD_BYTES,
+            "lengths": WORD_BYTES,
+        }.get(name, INDEX_BYTES)
         row_bytes = self.shape.row_bytes(name)
         if name == "lengths":
             row_bytes *= self.shape.sequences
@@ -325,6 +332,8 @@ class _ProgramLowering:
             case Crossing():
                 size = SLICES_PER_PE * hidden_stride(need.order, need.tokens)
                 return self._region(need, f"crossing.{need.number}", scratch_bytes=size)
+            case Scratch():
+                return self._region(need, need.name, scratch_bytes=need.size_bytes)
             case _:
                 return self._region(need, need.kind, derived=need)
 
@@ -343,14 +352,16 @@ class _ProgramLowering:
         assert need.part is not None
         value, part = whole_of(value, need.part)
         source = value.owner
-        assert isinstance(source, nn.GetParameterOp), source
+        assert isinstance(source, nn.GetParameterOp | dist.GetShardOp), source
         name = source.parameter.root_reference.data
+        cut = source.cut if isinstance(source, dist.GetShardOp) else None
         relocation = Relocation(
             tensor=name,
-            shape=shape_of(value),
+            shape=shape_of(value) if cut is None else shape_of(cut.whole_type(value.type)),
             begin=part.begin,
             end=part.end,
             layout=layout,
+            cut=_cut_table(cut),
         )
         return self._region(relocation, name, parameter=relocation)
 
@@ -368,8 +379,18 @@ class _ProgramLowering:
             shape=(sequences, need.tokens // sequences, need.order.features),
             element_bytes=4,
             row_bytes=SLICES_PER_PE * features_per_slice(need.order) * 4,
+            cut=_cut_table(self._logits_cut),
         )
         return self._region(io, "logits", output=io)
+
+    @property
+    def _logits_cut(self) -> dist.CutAttr | None:
+        """How @forward's logits are cut over the ranks; caches are its other results."""
+        _, cuts = dist.cuts_of(self.forward)
+        returned = self.forward.body.block.last_op
+        assert isinstance(returned, func.ReturnOp)
+        pairs = zip(returned.operands, cuts, strict=True)
+        return next(cut for value, cut in pairs if len(shape_of(value)) == LOGITS_RANK)
 
     def _scratch(self, need: Result) -> RegionOp:
         """A region that no value still to be read occupies: two serve any number of layers."""
@@ -417,9 +438,15 @@ class TilePass(ModulePass):
         return TilePass(kind, bucket.batch_size, bucket.attention_size, pins, compare)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        shape = TokenShape(Bucket.parse(f"{self.kind}:{self.batch},{self.length}"))
+        mesh = dist.mesh_of(op)
+        ids_are_data = any(isinstance(inner, dist.LocalRowsOp) for inner in op.walk())
+        shape = TokenShape(
+            Bucket.parse(f"{self.kind}:{self.batch},{self.length}"),
+            WORD_BYTES if ids_are_data else INDEX_BYTES,
+        )
         functions = {f.sym_name.data: f for f in op.ops if isinstance(f, func.FuncOp)}
         forward = functions.pop("forward")
+        _join_stages(forward)
         problems = [p for f in functions.values() for p in unsupported(f.body.block)]
         if problems:
             raise errors.unsupported_by_backend(problems)
@@ -431,7 +458,25 @@ class TilePass(ModulePass):
         }
         program = _ProgramLowering(forward, shape, blocks)
         program.run()
-        _replace_body(op, shape.bucket, program)
+        _replace_body(op, shape.bucket, mesh.ranks if mesh else 1, program)
+
+
+def _join_stages(forward: func.FuncOp) -> None:
+    """Stages are a matter of the call table, which the loader cuts: their exchanges go."""
+    sends = [op for op in forward.body.block.ops if isinstance(op, dist.SendOp)]
+    receives = [op for op in forward.body.block.ops if isinstance(op, dist.RecvOp)]
+    for send, receive in zip(sends, receives, strict=True):
+        receive.y.replace_all_uses_with(send.x)
+    for op in (*sends, *receives):
+        forward.body.block.erase_op(op)
+
+
+def _cut_table(cut: dist.CutAttr | None) -> Cut | None:
+    """A cut as the binary's header has it: a slot with nothing holds an empty range."""
+    if cut is None:
+        return None
+    slots = tuple(tuple(r or (0, 0) for r in cut.ranges(rank)) for rank in range(cut.ranks))
+    return Cut(dim=cut.dim.data, length=cut.length.data, slots=slots)
 
 
 def _logits_results(forward: func.FuncOp) -> dict[str, frozenset[int]]:
@@ -441,17 +486,17 @@ def _logits_results(forward: func.FuncOp) -> dict[str, frozenset[int]]:
         if isinstance(op, func.ReturnOp):
             for value in op.operands:
                 call = value.owner
-                if isinstance(call, func.CallOp) and len(shape_of(value)) == 3:
+                if isinstance(call, func.CallOp) and len(shape_of(value)) == LOGITS_RANK:
                     name = call.callee.root_reference.data
                     number = call.results.index(value)
                     found[name] = found.get(name, frozenset()) | {number}
     return found
 
 
-def _replace_body(module: ModuleOp, bucket: Bucket, program: _ProgramLowering) -> None:
+def _replace_body(module: ModuleOp, bucket: Bucket, ranks: int, program: _ProgramLowering) -> None:
     for op in reversed(list(module.ops)):
         module.body.block.erase_op(op, safe_erase=False)
-    module.body.block.add_op(ProgramOp(bucket.name))
+    module.body.block.add_op(ProgramOp(bucket.name, ranks))
     for region in program.regions.values():
         module.body.block.add_op(region)
     for parts in program.blocks.values():

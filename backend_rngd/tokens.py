@@ -21,6 +21,8 @@ class TokenShape:
     """The tokens of a bucket as its binary sees them."""
 
     bucket: Bucket
+    id_bytes: int = INDEX_BYTES
+    """Of a token id in HBM; where ids become data they have a word each."""
 
     @property
     def sequences(self) -> int:
@@ -43,7 +45,7 @@ class TokenShape:
     def row_bytes(self, name: str) -> int:
         """Bytes of one sequence's row of a program input."""
         return {
-            "input_ids": self.tokens * INDEX_BYTES,
+            "input_ids": self.tokens * self.id_bytes,
             "position_ids": self.tokens * WORD_BYTES,
             "slot_mapping": self.tokens * INDEX_BYTES,
             "block_table": self.table_row_bytes,

@@ -1,0 +1,76 @@
+"""Sums over ranks, as all ranks' simulated devices compute them and as the clock sees them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from exchange_program import exchange_program, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
+from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.instructions import Dma
+from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, peers
+from furiosa_llm.runtime_sim.device import Device
+
+BF16_ROUNDING = 2.0**-8
+"""Half of the distance between neighbouring bf16 numbers, relative to them."""
+F32_ROUNDING = 2.0**-24
+
+RANKS = st.sampled_from([2, 4, 8])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, int, AllReduce]:
+    """(ranks, tokens, features, how)."""
+    ranks = draw(RANKS)
+    algorithm = draw(st.sampled_from(["rotate", "scatter_gather", "switch"]))
+    masks = {
+        "rotate": [ranks - 1, *([4] if ranks == 8 else [])],
+        "scatter_gather": [ranks - 1],
+        "switch": [mask for mask in (1, 3) if mask < ranks],
+    }[algorithm]
+    tokens = draw(st.integers(1, 9))
+    if algorithm == "scatter_gather":
+        tokens *= ranks
+    dtype = draw(st.sampled_from([DType.BF16, DType.F32]))
+    reduce = AllReduce(algorithm, draw(st.sampled_from(masks)), dtype, draw(st.booleans()))
+    return ranks, tokens, draw(st.integers(1, 700)), reduce
+
+
+@settings(max_examples=25)
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_every_rank_gets_the_sum_of_its_group(
+    case: tuple[int, int, int, AllReduce], seed: int
+) -> None:
+    ranks, tokens, features, reduce = case
+    rng = np.random.default_rng(seed)
+    x, residual = random_rows(rng, ranks * tokens, features), random_rows(rng, tokens, features)
+    program = read_program(write_program(exchange_program(ranks, tokens, features, reduce)))
+    device = Device()
+    device.load(program, {"x": x, "residual": residual}.__getitem__)
+    found = device.execute(program, {})["y"].astype(np.float64).reshape(ranks, tokens, features)
+
+    parts = x.astype(np.float64).reshape(ranks, tokens, features)
+    for rank in range(ranks):
+        summands = [parts[rank ^ peer] for peer in (0, *peers(reduce.mask))]
+        if reduce.residual:
+            summands.append(residual.astype(np.float64))
+        exact, size = sum(summands), sum(map(np.abs, summands))
+        accumulated = len(summands) * F32_ROUNDING * size
+        bound = accumulated + BF16_ROUNDING * (np.abs(exact) + accumulated)
+        assert np.all(np.abs(found[rank] - exact) <= bound)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_exchanges_are_ordered_at_every_level(level: int) -> None:
+    reduce = AllReduce("scatter_gather", 7, DType.F32, residual=True)
+    check_order(exchange_program(8, 16, 576, reduce, level))
+
+
+def test_each_rank_sends_each_other_one_message() -> None:
+    program = exchange_program(8, 1, 4096, AllReduce("rotate", 7, DType.F32))
+    pushes = [c.destination.peer for c in program.commands if isinstance(c, Dma)]
+    assert sorted(peer for peer in pushes if peer) == [1, 2, 3, 4, 5, 6, 7]

@@ -1,0 +1,106 @@
+"""A program that is one sum over ranks: parameters in HBM -> the backend -> all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Block, Region
+
+from furiosa_llm.backend_rngd.emitter import Activation, Emitter, Ref
+from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
+from furiosa_llm.backend_rngd.isa.container import Program, Relocation, TensorIo
+from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
+from furiosa_llm.backend_rngd.isa.cut import Cut
+from furiosa_llm.backend_rngd.isa.layout import RowTableLayout, features_per_slice, plain
+from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
+from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, put
+from furiosa_llm.backend_rngd.pipeline import backend_phase
+from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
+from furiosa_llm.backend_rngd.tile import TilePass
+from furiosa_llm.models.config_types import Bucket
+
+Array = np.ndarray[Any, Any]
+SLICES = 64
+
+
+def exchange_program(
+    ranks: int, tokens: int, features: int, reduce: AllReduce, level: int = 2
+) -> Program:
+    """y [tokens, features] = the sum of `x`, and of `residual`, as the ranks of a group have it.
+
+    `x` is a parameter [ranks · tokens, features] of which each rank has its rows, `residual` one
+    that all of them have; y is cut in the same way as x. All are bf16.
+    """
+    layout = _rows(tokens, features)
+    rows = [((rank * tokens, (rank + 1) * tokens),) for rank in range(ranks)]
+    cut = Cut(dim=0, length=tokens, slots=tuple(rows))
+    io = TensorIo(
+        name="y",
+        dtype="bf16",
+        shape=(tokens, features),
+        element_bytes=2,
+        row_bytes=SLICES * layout.per_slice * 2,
+        cut=cut,
+    )
+    regions = [
+        HbmRegion(name="x", parameter=_part("x", (ranks * tokens, features), layout, cut)),
+        HbmRegion(name="residual", parameter=_part("residual", (tokens, features), layout, None)),
+        HbmRegion(name="y", output=io),
+    ]
+    ops = [RegionOp(region.name, content_attribute(region)) for region in regions]
+    block = Block(arg_types=[BufferType(Memory.HBM, 0)] * len(ops))
+    _emit(Emitter(block), tokens, features, reduce, *(Ref(argument) for argument in block.args))
+    module = ModuleOp([ProgramOp("decode:1,8", ranks), *ops])
+    module.body.block.add_op(BlockOp("exchange", Region(block)))
+    module.body.block.add_op(CallOp("exchange", [op.buffer for op in ops]))
+    module.verify()
+    for step in backend_phase(Bucket.decode(1, 8), level):
+        if not isinstance(step, TilePass):
+            step.apply(Context(), module)
+    return encode_program(module, "exchange")
+
+
+def _rows(tokens: int, features: int) -> RowTableLayout:
+    order = plain(features)
+    return RowTableLayout(order=order, per_slice=features_per_slice(order), rows=tokens)
+
+
+def _part(name: str, shape: tuple[int, int], layout: RowTableLayout, cut: Cut | None) -> Relocation:
+    return Relocation(
+        tensor=name, shape=shape, begin=(0, 0), end=layout.tensor_shape, layout=layout, cut=cut
+    )
+
+
+def _emit(
+    emit: Emitter, tokens: int, features: int, reduce: AllReduce, x: Ref, residual: Ref, y: Ref
+) -> None:
+    order = plain(features)
+
+    def loaded(source: Ref) -> Activation:
+        found = emit.activation(order, tokens, "loaded")
+        emit.dma(_between(found), found.row_bytes, source, found.ref)
+        return found
+
+    own, added = loaded(x), loaded(residual) if reduce.residual else None
+    summands = reduce.reserve(emit, order, tokens)
+    put(emit, own.ref, summands[0])
+    out = emit.activation(order, tokens, "sum")
+    reduce.run(emit, summands, added, out)
+    emit.dma([(n, b, a) for n, a, b in _between(out)], out.row_bytes, out.ref, y)
+
+
+def _between(x: Activation) -> list[tuple[int, int, int]]:
+    """Loops over [token][64 · C] in HBM and [slice][token][C] on chip."""
+    return [
+        (x.tokens, SLICES * x.row_bytes, x.row_bytes),
+        (SLICES, x.row_bytes, SLICE_ADDRESS_BYTES),
+    ]
+
+
+def random_rows(rng: np.random.Generator, rows: int, features: int) -> Array:
+    """bf16 numbers of either sign."""
+    return rng.standard_normal((rows, features)).astype(ml_dtypes.bfloat16)
