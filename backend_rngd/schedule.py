@@ -127,7 +127,7 @@ def _straights(block: Block, inside: tuple[RepeatOp, ...] = ()) -> Iterator[_Str
 
 def _task(op: Command, machine: Machine, ranks: int) -> tuple[Task, list[Touch]]:
     if isinstance(op, ArriveOp):
-        return Task(LINK, machine.control.signal_cycles), arrival(op)
+        return Task(LINK, ranks * machine.exchange.message_cycles), arrival(op)
     if isinstance(op, DmaOp):
         transfer = plan_dma(op.dma, "")
         cycles = dma_cost(transfer, machine, ranks).total_cycles
