@@ -888,6 +888,28 @@ def sharded_already(ranks: int, asked: int) -> CompileError:
     )
 
 
+def no_blocks_to_split(pass_name: str) -> CompileError:
+    """SHD007: pipeline stages are runs of block functions, and @forward calls none."""
+    return CompileError(
+        "SHD007",
+        "@forward calls no blocks that could be divided into stages",
+        at=f"pass {pass_name}",
+        cause="a block is a function with attention, as outline-blocks makes them",
+        next_step="run outline-blocks first, or leave the model in one stage",
+    )
+
+
+def staged_already(sizes: str, asked: str) -> CompileError:
+    """SHD008: a module that is divided into some stages cannot be divided into others."""
+    return CompileError(
+        "SHD008",
+        f"cannot divide the module into stages of {asked} blocks",
+        at="pass split-pipeline-stages",
+        cause=f"it has stages of {sizes} blocks already",
+        next_step=f"ask for {sizes}, or begin with the module before split-pipeline-stages",
+    )
+
+
 # --- backend ---
 
 

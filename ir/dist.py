@@ -25,7 +25,7 @@ from xdsl.dialects.builtin import (
     UnitAttr,
 )
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Attribute, Dialect, SSAValue
+from xdsl.ir import Attribute, Dialect, Operation, SSAValue
 from xdsl.irdl import (
     IRDLOperation,
     irdl_op_definition,
@@ -72,6 +72,7 @@ __all__ = [
     "cuts_of",
     "mesh_of",
     "set_cuts",
+    "stages_of",
 ]
 
 FORWARD = "forward"
@@ -296,6 +297,16 @@ class RecvOp(IRDLOperation):
 
     def __init__(self, type: AnyTensor, *, source: int) -> None:
         super().__init__(properties={"source": IntegerAttr(source, i64)}, result_types=[type])
+
+
+def stages_of(function: FuncOp) -> list[list[Operation]]:
+    """The ops of each pipeline stage of @forward, in order."""
+    stages: list[list[Operation]] = [[]]
+    for op in function.body.block.ops:
+        if isinstance(op, RecvOp) and op.source.value.data == len(stages) - 1:
+            stages.append([])
+        stages[-1].append(op)
+    return stages
 
 
 def cuts_of(function: FuncOp) -> tuple[list[CutAttr | None], list[CutAttr | None]]:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Attribute
 
 from .. import errors
 from ..ir import interpreter, nn
-from ..ir.dist import FORWARD, cuts_of, mesh_of
+from ..ir.dist import FORWARD, LocalRowsOp, cuts_of, mesh_of
 from ..ir.dist_interpreter import Ranks, assemble, run_ranks, take
 from ..ir.interpreter import TORCH_DTYPES, Precision
 from ..ir.text import make_context
@@ -141,14 +143,14 @@ class _Check:
             return self._step().inputs
         sizes = self._sizes()
         inputs = []
-        for argument in forward.args:
-            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims_of(argument)]
-            if dtype_of(argument) == i32:
+        for index, type in enumerate(_whole_types(forward)):
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in dims_of(type)]
+            if dtype_of(type) == i32:
                 limit = _vocabulary(self.before)
-                inputs.append(_random_ints(shape, limit, self._generator(str(argument.index))))
+                inputs.append(_random_ints(shape, limit, self._generator(str(index))))
             else:
-                values = torch.randn(shape, generator=self._generator(str(argument.index)))
-                inputs.append(values.to(TORCH_DTYPES[dtype_of(argument)]))
+                values = torch.randn(shape, generator=self._generator(str(index)))
+                inputs.append(values.to(TORCH_DTYPES[dtype_of(type)]))
         return inputs
 
     def _sizes(self) -> Mapping[str, int]:
@@ -166,8 +168,9 @@ class _Check:
         assert inputs is not None
         keys = dims_of(inputs.block_table)[1]
         keys = sizes[keys] if isinstance(keys, str) else keys
-        caches = [dims_of(cache)[1:] for cache in inputs.caches]
-        types = [TORCH_DTYPES[dtype_of(cache)] for cache in inputs.caches]
+        whole = _whole_types(forward)[FIRST_CACHE:]
+        caches = [dims_of(cache)[1:] for cache in whole]
+        types = [TORCH_DTYPES[dtype_of(cache)] for cache in whole]
         return self._make_step(int(batch), int(tokens), keys, caches, types)
 
     def _paged_step(self) -> Step:
@@ -283,10 +286,22 @@ def _names(results: Sequence[Tensor]) -> list[str]:
     return ["logits", *(f"cache {index}" for index in range(len(results) - 1))]
 
 
+def _whole_types(forward: FuncOp) -> list[Attribute]:
+    """The types of @forward's arguments, those that are cut put together."""
+    pairs = zip(forward.args, cuts_of(forward)[0], strict=True)
+    return [x.type if cut is None else cut.whole_type(x.type) for x, cut in pairs]
+
+
 def _vocabulary(module: ModuleOp) -> int:
     """Ids below this are rows of every embedding table."""
-    tables = [op.table for op in module.walk() if isinstance(op, nn.EmbeddingOp)]
-    return min((shape_of(table)[0] for table in tables), default=8)
+    rows = [
+        op.ids.owner.cut.whole_size
+        if isinstance(op.ids.owner, LocalRowsOp)
+        else shape_of(op.table)[0]
+        for op in module.walk()
+        if isinstance(op, nn.EmbeddingOp)
+    ]
+    return min(rows, default=8)
 
 
 def _random_ints(shape: Sequence[int], limit: int, generator: torch.Generator) -> Tensor:

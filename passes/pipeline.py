@@ -17,6 +17,7 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
+from ..backend_rngd.isa.machine import DEFAULT_MACHINE
 from ..ir.text import make_context, print_module
 from ..ir.verification import verify_module
 from ..models.config_types import Bucket
@@ -49,11 +50,24 @@ def bucket_phase(bucket: Bucket) -> list[ModulePass]:
     return [SpecializeBucketPass.for_bucket(bucket)]
 
 
-def shard_phase(tp: int, *, partial_sum: Literal["f32", "bf16"] = "f32") -> list[ModulePass]:
-    """The program of each of `tp` ranks."""
+def shard_phase(
+    tp: int,
+    *,
+    partial_sum: Literal["f32", "bf16"] = "f32",
+    stages: int | None = None,
+    blocks: Sequence[int] | None = None,
+    machine: str = DEFAULT_MACHINE,
+) -> list[ModulePass]:
+    """The program of each of `tp` ranks, in one stage or, by number or by blocks, several."""
+    from .lower_collectives import LowerCollectivesPass
     from .shard_tensor_parallel import ShardTensorParallelPass
+    from .split_pipeline_stages import SplitPipelineStagesPass
 
-    return [ShardTensorParallelPass(tp, partial_sum)]
+    sizes = None if blocks is None else tuple(blocks)
+    passes: list[ModulePass] = [ShardTensorParallelPass(tp, partial_sum)]
+    if stages is not None or sizes is not None:
+        passes.append(SplitPipelineStagesPass(stages, sizes))
+    return [*passes, LowerCollectivesPass(machine)]
 
 
 Observe = Callable[[str, ModuleOp], None]

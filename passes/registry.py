@@ -34,6 +34,12 @@ def _fuse_primitives() -> type[ModulePass]:
     return FusePrimitivesPass
 
 
+def _lower_collectives() -> type[ModulePass]:
+    from .lower_collectives import LowerCollectivesPass
+
+    return LowerCollectivesPass
+
+
 def _outline_blocks() -> type[ModulePass]:
     from .outline_blocks import OutlineBlocksPass
 
@@ -64,15 +70,23 @@ def _specialize_bucket() -> type[ModulePass]:
     return SpecializeBucketPass
 
 
+def _split_pipeline_stages() -> type[ModulePass]:
+    from .split_pipeline_stages import SplitPipelineStagesPass
+
+    return SplitPipelineStagesPass
+
+
 PASSES: Registry = {
     "canonicalize": _canonicalize,
     "cse": _cse,
     "dce": _dce,
     "fuse-primitives": _fuse_primitives,
+    "lower-collectives": _lower_collectives,
     "outline-blocks": _outline_blocks,
     "paged-attention": _paged_attention,
     "prune-logits": _prune_logits,
     "shard-tensor-parallel": _shard_tensor_parallel,
     "specialize-bucket": _specialize_bucket,
+    "split-pipeline-stages": _split_pipeline_stages,
 }
 """The passes on tensors; `artifact` and `cli` add the backend's."""

@@ -166,17 +166,18 @@ class ShardTensorParallelPass(ContractPass):
         check_tensor_parallel(self.tp)
         forward = forward_function(op, self.name)
         mesh = mesh_of(op)
-        if mesh is not None and mesh.ranks != self.tp:
-            raise errors.sharded_already(mesh.ranks, self.tp)
-        if mesh is not None or self.tp == 1:
+        ranks = 1 if mesh is None else mesh.ranks
+        if ranks == self.tp:
             return
+        if ranks > 1:
+            raise errors.sharded_already(ranks, self.tp)
         declared = parameters(op)
         plans = plan_shards(op, forward, self.tp)
         outside = plans[forward.sym_name.data]
         dist.set_cuts(forward, _cuts(outside.argument_asks), _cuts(outside.result_asks))
         for plan in plans.values():
             _Sharder(plan, declared, self.partial_sum == "bf16").run()
-        op.attributes[MESH] = MeshAttr(self.tp, 1)
+        op.attributes[MESH] = MeshAttr(self.tp, 1 if mesh is None else mesh.stages)
 
 
 def _cuts(asks: list[Ask | None]) -> list[CutAttr | None]:

@@ -16,6 +16,10 @@ from xdsl.ir import Attribute, Block, Region, SSAValue
 from furiosa_llm.ir import nn
 from furiosa_llm.ir.provenance import located, make
 from furiosa_llm.ir.types import bf16, dims_of, f32, i32, tensor
+from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.passes.pipeline import bucket_phase, import_phase, model_phase, run_passes
+
+DECODE = Bucket.decode(2, 5)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class RandomModel:
         gate, up = self._split(w, x, "gate_up", [self.inner, self.inner])
         y = w.add(nn.MulOp(w.add(nn.SiluOp(gate)), up))
         return w.linear(y, self.width, "down_proj", bias=self.biases)
+
+
+def lowered(model: RandomModel, bucket: Bucket = DECODE) -> ModuleOp:
+    """The model as `shard` takes it: blocks outlined, caches, the sizes of a bucket."""
+    module = model.module()
+    run_passes(module, [*import_phase(), *model_phase(), *bucket_phase(bucket)])
+    return module
 
 
 @st.composite

@@ -24,6 +24,7 @@ IMPORT = [one.name for one in import_phase()]
 PAGED = [*IMPORT, "paged-attention"]
 MODEL = [*PAGED, "prune-logits"]
 BUCKET = [*MODEL, "specialize-bucket{kind=decode batch=2 length=5}"]
+SHARD = [*BUCKET, "shard-tensor-parallel{tp=4}"]
 
 BEFORE: dict[str, list[str]] = {
     **{name: IMPORT[:index] for index, name in enumerate(IMPORT)},
@@ -31,6 +32,8 @@ BEFORE: dict[str, list[str]] = {
     "prune-logits": PAGED,
     "specialize-bucket": MODEL,
     "shard-tensor-parallel": BUCKET,
+    "split-pipeline-stages": SHARD,
+    "lower-collectives": SHARD,
 }
 """Pass -> the passes that run before it in a build."""
 
@@ -41,7 +44,16 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
         {"kind": "prefill", "batch": 3, "length": 4},
     ],
     "shard-tensor-parallel": [{"tp": 2}, {"tp": 8, "partial_sum": "bf16"}],
+    "split-pipeline-stages": [{"stages": 1}],  # test_split_pipeline_stages.py has more
 }
+
+
+STRAIGHT: dict[str, list[str]] = {
+    **{name: [] for name in [*IMPORT, "paged-attention"]},
+    "split-pipeline-stages": ["outline-blocks"],
+    "lower-collectives": ["paged-attention", *SHARD[-2:]],
+}
+"""Pass -> what its precondition asks for, if not caches alone."""
 
 
 def content(module: ModuleOp) -> str:
@@ -66,8 +78,7 @@ def make_pass(name: str, options: dict[str, object]) -> ContractPass:
 def test_pass_keeps_its_contract(name: str, program: Program, seed: int, straight: bool) -> None:
     """`straight` runs the pass on what was imported, as far as its precondition allows that."""
     module = program.module()
-    needs_caches = name not in IMPORT and name != "paged-attention"
-    before = ["paged-attention"] * needs_caches if straight else BEFORE[name]
+    before = STRAIGHT.get(name, ["paged-attention"]) if straight else BEFORE[name]
     run_passes(module, parse_passes(",".join(before)))
     original = content(module)
     for options in OPTIONS.get(name, [{}]):

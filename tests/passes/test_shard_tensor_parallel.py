@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_models import RandomModel, random_models
+from random_models import DECODE, RandomModel, lowered, random_models
+from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 
 from furiosa_llm.errors import FuriosaLLMError
@@ -17,20 +20,15 @@ from furiosa_llm.ir.dist_interpreter import assemble, take
 from furiosa_llm.ir.types import bf16, dtype_of, shape_of
 from furiosa_llm.ir.verification import functions, parameters
 from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.passes.contract import ContractPass
 from furiosa_llm.passes.contract_check import check_contract
-from furiosa_llm.passes.pipeline import bucket_phase, import_phase, model_phase, run_passes
+from furiosa_llm.passes.pipeline import run_passes, shard_phase
 from furiosa_llm.passes.shard_tensor_parallel import ShardTensorParallelPass
 
-BUCKETS = (Bucket.decode(2, 5), Bucket.prefill(1, 4))
+BUCKETS = (DECODE, Bucket.prefill(1, 4))
 
 
-def lowered(model: RandomModel, bucket: Bucket = BUCKETS[0]) -> ModuleOp:
-    module = model.module()
-    run_passes(module, [*import_phase(), *model_phase(), *bucket_phase(bucket)])
-    return module
-
-
-def sharded(model: RandomModel, tp: int, bucket: Bucket = BUCKETS[0]) -> ModuleOp:
+def sharded(model: RandomModel, tp: int, bucket: Bucket = DECODE) -> ModuleOp:
     module = lowered(model, bucket)
     run_passes(module, [ShardTensorParallelPass(tp)])
     return module
@@ -48,21 +46,45 @@ def counted(module: ModuleOp) -> dict[str, int]:
 ODD = RandomModel(kv_heads=3, group=3, width=9, inner=11, vocabulary=13, biases=True, tied=True)
 
 
+@dataclass(frozen=True)
+class ShardPhase(ContractPass):
+    """The passes of the phase, one after the other; each result is verified."""
+
+    name = "shard"
+    contract = ShardTensorParallelPass.contract
+
+    tp: int
+    partial_sum: Literal["f32", "bf16"]
+    stages: int
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        run_passes(op, shard_phase(self.tp, partial_sum=self.partial_sum, stages=self.stages))
+
+
 @settings(max_examples=15)
-@example(model=ODD, tp=8, bucket=BUCKETS[0], partial_sum="bf16", seed=0)
+@example(model=ODD, tp=8, stages=2, bucket=DECODE, partial_sum="bf16", seed=0)
 @given(
     model=random_models(),
     tp=st.sampled_from([1, 2, 4, 8]),
+    stages=st.integers(1, 4),
     bucket=st.sampled_from(BUCKETS),
     partial_sum=st.sampled_from(["f32", "bf16"]),
     seed=st.integers(0, 99),
 )
 def test_models_of_any_sizes_compute_what_they_did(
-    model: RandomModel, tp: int, bucket: Bucket, partial_sum: str, seed: int
+    model: RandomModel,
+    tp: int,
+    stages: int,
+    bucket: Bucket,
+    partial_sum: Literal["f32", "bf16"],
+    seed: int,
 ) -> None:
+    """On any ranks and stages; and parts of parameters put together are the parameters."""
     module = lowered(model, bucket)
-    one = ShardTensorParallelPass(tp, "f32" if partial_sum == "f32" else "bf16")
-    after = check_contract(one, module, seed)
+    phase = ShardPhase(tp, partial_sum, min(stages, model.layers))
+    after = check_contract(phase, module, seed)
+    mesh = dist.mesh_of(after)
+    assert mesh is not None or tp == phase.stages == 1
     for name, cut in shards(after).items():
         shape = shape_of(parameters(module)[name].type)
         whole = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16)
