@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -162,13 +162,23 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class SplitActivation(Activation):
-    """An activation whose units are buffers of their own, so that each lives as long as needed."""
+class FetchedActivation(Activation):
+    """An activation whose units come from HBM when they are first used.
+
+    Units are places of one buffer, or buffers of their own, which live only as long as needed.
+    """
 
     refs: tuple[Ref, ...] = ()
+    fetch: Callable[[int, Ref], None] | None = None
+    """Emits the transfer of a unit."""
+    fetched: set[int] = field(default_factory=set)
 
     def place(self, position: int) -> Ref:
+        assert self.fetch is not None
         unit, inside = divmod(position, self.unit)
+        if unit not in self.fetched:
+            self.fetched.add(unit)
+            self.fetch(unit, self.refs[unit])
         return self.refs[unit].at(self.dtype.bytes_for(inside))
 
 
@@ -212,16 +222,17 @@ class Emitter:
         shape = Activation(nowhere, order, tokens, dtype, groups, deal)
         return replace(shape, ref=self.alloc(Memory.DM, shape.size_bytes, label))
 
-    def split_activation(
-        self, order: FeatureOrder, tokens: int, label: str, groups: int
-    ) -> SplitActivation:
-        """The same with a buffer for each unit."""
-        nowhere = Ref(Block(arg_types=[BufferType(Memory.DM, 0)]).args[0])
-        shape = SplitActivation(nowhere, order, tokens, groups=groups)
-        size = tokens * shape.row_bytes
-        return replace(
-            shape, refs=tuple(self.alloc(Memory.DM, size, label) for _ in range(shape.units))
-        )
+    def fetched_activation(
+        self, x: Activation, fetch: Callable[[int, Ref], None], *, split: bool
+    ) -> FetchedActivation:
+        """Like x, which says where its units stand; with `split` in buffers of their own."""
+        units = range(x.units)
+        if split:
+            refs = [self.alloc(Memory.DM, x.tokens * x.row_bytes, "residual") for _ in units]
+        else:
+            refs = [x.ref.at(unit * x.unit_bytes) for unit in units]
+        own = x.ref, x.order, x.tokens, x.dtype, x.groups, x.deal
+        return FetchedActivation(*own, refs=tuple(refs), fetch=fetch)
 
     def loop(self, count: int, straight: int = UNROLL_LIMIT) -> Iterator[Index]:
         """Turns of a loop; the body of one of over `straight` is emitted once, inside a repeat."""

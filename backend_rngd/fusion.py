@@ -2,6 +2,8 @@
 
 - `mul(act(x · gateᵀ), x · upᵀ)`: a gated product, tile by tile.
 - `add(x · wᵀ, residual)`: the residual joins the f32 sums; also where they are sums over ranks.
+- keys and values on their way to the cache, where tokens are divided over groups of slices: one
+  product of both.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 from xdsl.ir import Block, Operation, SSAValue
 
-from ..ir import dist, nn
+from ..ir import dist, nn, paged
 from ..ir.types import shape_of
 from .kernels.elementwise import UNARY
 
@@ -43,7 +45,17 @@ class ReducedResidual:
     parts: tuple[Operation, ...]
 
 
-Fusion = Gated | Residual | ReducedResidual
+@dataclass(frozen=True)
+class KeysValues:
+    """The products of keys and of values, the keys' rotation, and what writes both."""
+
+    keys: nn.LinearOp
+    values: nn.LinearOp
+    rope: nn.RopeOp
+    parts: tuple[Operation, ...]
+
+
+Fusion = Gated | Residual | ReducedResidual | KeysValues
 
 
 def fusions(body: Block) -> dict[Operation, Fusion]:
@@ -92,6 +104,37 @@ def _residual(op: nn.AddOp, order: dict[Operation, int]) -> Residual | ReducedRe
                 return Residual(first, other, (first, op))
             return ReducedResidual(first, other, (first, op))
     return None
+
+
+def keys_values(body: Block) -> dict[Operation, KeysValues]:
+    """Writes to the cache of what two products of one input give."""
+    found: dict[Operation, KeysValues] = {}
+    for op in body.ops:
+        if not isinstance(op, paged.WriteOp):
+            continue
+        rope, before_rope = _through_views(op.k)
+        if not isinstance(rope, nn.RopeOp):
+            continue
+        keys, after_keys = _through_views(rope.x)
+        values, after_values = _through_views(op.v)
+        if not (isinstance(keys, nn.LinearOp) and isinstance(values, nn.LinearOp)):
+            continue
+        own = {keys, values, rope, *before_rope, *after_keys, *after_values}
+        alone = all(_read_once(part.results[0]) for part in own)
+        plain = keys.bias is None and values.bias is None
+        if alone and plain and keys.x == values.x and keys is not values:
+            parts = tuple(part for part in body.ops if part in own)
+            found[op] = KeysValues(keys, values, rope, (*parts, op))
+    return found
+
+
+def _through_views(value: SSAValue) -> tuple[Operation | None, list[Operation]]:
+    """What computes a value, and the views on the way from there."""
+    views: list[Operation] = []
+    while isinstance(value.owner, nn.ReshapeOp | nn.TransposeOp | nn.CastOp):
+        views.append(value.owner)
+        value = value.owner.x
+    return (value.owner if isinstance(value.owner, Operation) else None), views
 
 
 def _read_once(value: SSAValue) -> bool:

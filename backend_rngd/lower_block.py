@@ -18,7 +18,15 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from ..ir import dist, nn, paged, provenance
 from ..ir.types import dtype_of, f32, shape_of
 from .emitter import Activation, Emitter, Ref
-from .fusion import Fusion, Gated, ReducedResidual, Residual, fusions
+from .fusion import (
+    Fusion,
+    Gated,
+    KeysValues,
+    ReducedResidual,
+    Residual,
+    fusions,
+    keys_values,
+)
 from .isa.dtypes import DType
 from .isa.layout import (
     Derived,
@@ -41,10 +49,10 @@ from .isa.rules import SLICES_PER_PE
 from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
-from .kernels.cache import write_cache
+from .kernels.cache import write_cache, write_joined
 from .kernels.exchange import AllReduce, Slots, put
 from .kernels.linear import Product, check_tiling, linear
-from .kernels.linear_groups import product_type
+from .kernels.linear_groups import JoinedProduct, can_join, product_type
 from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
@@ -292,6 +300,8 @@ class BlockLowering:
         """Emit the block."""
         ops = list(self.body.ops) if self.segment is None else self.segment
         fused = self.fused
+        if self.groups > 1:
+            fused = fused | keys_values(self.body)
         later = {part for fusion in fused.values() for part in fusion.parts[:-1]}
         for op in ops:
             for state in self._states:
@@ -522,7 +532,9 @@ class BlockLowering:
 
     def _fused(self, op: Operation, fusion: Fusion) -> None:
         """Emit operators as one product, or one by one where weights are the stream."""
-        if isinstance(fusion, Gated):
+        if isinstance(fusion, KeysValues):
+            done = self._keys_values(op, fusion)
+        elif isinstance(fusion, Gated):
             done = self._gated(op, fusion)
         elif isinstance(fusion, ReducedResidual):
             done = self._reduced_with_residual(op, fusion)
@@ -546,36 +558,67 @@ class BlockLowering:
         self.values[op.results[0]] = y
         return True
 
+    def _keys_values(self, op: Operation, fusion: KeysValues) -> bool:
+        assert isinstance(op, paged.WriteOp)
+        keys = {x: self._key(x) for x in (fusion.keys, fusion.values)}
+        first, second = (replace(self._tiling(x, key), predicted=None) for x, key in keys.items())
+        orders = [(key.out.heads, key.out.padded) for key in keys.values()]
+        y = self._output(fusion.keys)
+        if not (first == second and orders[0] == orders[1] and orders[0][0] == 1 and can_join(y)):
+            return False
+        both, values = (self._product(x, key, replace(y, order=key.out)) for x, key in keys.items())
+        product = JoinedProduct(
+            self.emit,
+            both.x,
+            both.weight,
+            y,
+            both.tiling,
+            location=both.location,
+            second=values.weight,
+        )
+        linear(product)
+        self.emit.location = fusion.rope.location
+        rotated = rope(self.emit, y, self._angles(fusion.rope, y), "rotated")
+        self.emit.location = op.location
+        slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
+        write_joined(self.emit, y, rotated, self._cache(op.cache), slots, INDEX_BYTES)
+        return True
+
     def _with_residual(self, op: Operation, fusion: Residual) -> bool:
         key = self._key(fusion.linear)
         if self._tiling(fusion.linear, key).role != Role.TOKENS or op.results[0] in self.wide:
             return False
-        residual = self._of(fusion.other)
+        residual = self._residual(fusion.other)
         if residual.order != key.out:
             return False
-        if fusion.other in self._now.parked:
-            residual = self._fetched(fusion.other, residual)
         # A tile of the sum takes the place of the residual's, if nobody else wants it.
         y = residual if _is_last_use(fusion.other, op) else self._output(fusion.linear)
         product = self._product(fusion.linear, replace(key, residual=True), y)
         linear(replace(product, residual=residual))
         if self.groups > 1 and not _is_returned(op.results[0]):
-            self._park(op.results[0], y)
+            self._now.parked.add(op.results[0])
         self.values[op.results[0]] = product.y
         return True
 
-    def _park(self, value: SSAValue, x: Activation) -> None:
-        """Store a residual, which would fill data memory until it is added."""
-        self._store_crossing(value, x)
-        self._now.parked.add(value)
+    def _residual(self, value: SSAValue) -> Activation:
+        """A residual; one that stands in HBM comes when it is added."""
+        first, parked = self.chunk.first(self.shape), value in self._now.parked
+        if self.groups == 1 or (value in self.values and not parked):
+            return self._of(value)
+        if parked:
+            x = self.values[value]
+            self._store_crossing(value, x)
+            source = self.need(self.crossings[value], first * x.row_bytes)
+        else:
+            order = plain(shape_of(value)[-1])
+            tokens = self.chunk.count // self.groups
+            x = self.emit.activation(order, tokens, "residual", groups=self.groups)
+            source = self.argument(value, first * x.row_bytes)
 
-    def _fetched(self, value: SSAValue, x: Activation) -> Activation:
-        """A parked residual, each unit for itself."""
-        first = self.chunk.first(self.shape) * x.row_bytes
-        back = self.emit.split_activation(x.order, x.tokens, "residual", x.groups)
-        source = self.need(self.crossings[value], first)
-        rows.load_groups(self.emit, source, back, self.shape.all_tokens, 0)
-        return back
+        def fetch(unit: int, place: Ref) -> None:
+            rows.load_unit(self.emit, source, x, self.shape.all_tokens, unit, place)
+
+        return self.emit.fetched_activation(x, fetch, split=parked)
 
     def _key(self, op: nn.LinearOp) -> ProductKey:
         x = self._of(op.x)

@@ -8,6 +8,8 @@ slices are powers of two, so that DMA is left to what crosses memories.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..emitter import Activation, Emitter, Ref
@@ -44,23 +46,11 @@ def write_cache(
     rows = emit.alloc(Memory.DM, turns * slot_bytes, "cache_rows")
     for x, offset in ((k, 0), (v, 2 * k.order.padded)):
         if x.groups > 1 or _suits_switch(x):
-            _switch(emit, x, rows.at(offset), slot_bytes)
+            _switch(emit, x, rows.at(offset), slot_bytes, 4 * x.order.padded)
         else:
             _collect(emit, x, rows.at(offset), slot_bytes)
     if k.groups > 1:
-        emit.gather(
-            [
-                (k.groups, k.ring * SLICE_ADDRESS_BYTES, 0, k.tokens * slot_index_bytes),
-                (turns, slot_bytes, 0, k.ring * slot_index_bytes),
-                (k.ring, SLICE_ADDRESS_BYTES, 0, slot_index_bytes),
-            ],
-            slot_bytes,
-            rows,
-            cache,
-            index=slots,
-            row_bytes=slot_bytes,
-            scatter=True,
-        )
+        _scatter_groups(emit, k, rows, slot_bytes, cache, slots, slot_index_bytes)
         return
     for first in range(0, k.tokens, SLICES_PER_PE):
         tokens = min(SLICES_PER_PE, k.tokens - first)
@@ -75,6 +65,51 @@ def write_cache(
         )
 
 
+def write_joined(
+    emit: Emitter,
+    joined: Activation,
+    keys: Activation,
+    cache: Ref,
+    slots: Ref,
+    slot_index_bytes: int,
+) -> None:
+    """As `write_cache` for the one head of groups, with values in the second half of their slices.
+
+    What stands in the first half is brought too, and then the keys take its place.
+    """
+    pair = replace(joined, order=joined.order.model_copy(update={"heads": 2}))
+    half_bytes = 2 * keys.order.padded
+    rows = emit.alloc(Memory.DM, keys.tokens // keys.ring * 2 * half_bytes, "cache_rows")
+    _switch(emit, pair, rows, 2 * half_bytes, half_bytes)
+    _switch(emit, keys, rows, 2 * half_bytes, half_bytes)
+    _scatter_groups(emit, keys, rows, 2 * half_bytes, cache, slots, slot_index_bytes)
+
+
+def _scatter_groups(
+    emit: Emitter,
+    x: Activation,
+    rows: Ref,
+    slot_bytes: int,
+    cache: Ref,
+    slots: Ref,
+    slot_index_bytes: int,
+) -> None:
+    """Rows of each group's tokens, token m in slice m mod R of the group, to the cache."""
+    emit.gather(
+        [
+            (x.groups, x.ring * SLICE_ADDRESS_BYTES, 0, x.tokens * slot_index_bytes),
+            (x.tokens // x.ring, slot_bytes, 0, x.ring * slot_index_bytes),
+            (x.ring, SLICE_ADDRESS_BYTES, 0, slot_index_bytes),
+        ],
+        slot_bytes,
+        rows,
+        cache,
+        index=slots,
+        row_bytes=slot_bytes,
+        scatter=True,
+    )
+
+
 def _suits_switch(x: Activation) -> bool:
     """Whether whole parts of heads lie in slices, and tokens are what a digit of slices counts."""
     small, large = sorted((x.per_slice, x.order.padded))
@@ -85,12 +120,12 @@ def _suits_switch(x: Activation) -> bool:
     return whole and regular and (x.tokens <= FEW_TOKENS or x.per_slice <= FEW_FEATURES)
 
 
-def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:
+def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int, head_bytes: int) -> None:
     """As `_collect`; each slice takes its token's features from all slices that hold some.
 
     With fewer tokens than slices, the slices behind the tokens' get copies.
     """
-    head_bytes, run = 4 * x.order.padded, min(x.per_slice, x.order.padded)
+    run = min(x.per_slice, x.order.padded)
     parts, heads = x.order.padded // run, x.per_slice // run
     ring = x.ring
     digit = Digit(shift=0, bits=(min(x.tokens, ring) - 1).bit_length(), bytes=x.row_bytes)

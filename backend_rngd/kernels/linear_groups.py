@@ -72,7 +72,6 @@ class GroupedProduct(Product):
         hbm_group = self.x.per_slice // CHUNK * size
         buffer = self.emit.alloc(Memory.DM, count * parts * size, "weights")
         slices = min(self.ring, self.y.slices_used * self.y.per_slice // self.y.unit)
-        copies = self.ring // slices, 0, slices * SLICE_ADDRESS_BYTES
         of_slice = slices, self.y.unit // GROUP * hbm_group, SLICE_ADDRESS_BYTES
         part_bytes = SLICES_PER_PE // parts * self.y.per_slice // GROUP * hbm_group
         loops = [(parts, part_bytes, size), (count, size, parts * size)]
@@ -80,8 +79,15 @@ class GroupedProduct(Product):
         if parts == 1:
             loops, run = [], count * size
         source = first if self._by_units else first.at(chunk * size)
-        self.emit.dma([of_slice, group_loop(self.x.groups), copies, *loops], run, source, buffer)
+        loops = [of_slice, group_loop(self.x.groups), *loops]
+        for copy in range(self.ring // slices):
+            place = buffer.at(copy * slices * SLICE_ADDRESS_BYTES)
+            self.emit.dma(loops, run, self._of_copy(copy, source), place)
         return buffer
+
+    def _of_copy(self, copy: int, weights: Ref) -> Ref:
+        """Weights of the slices that have no units of their own: again those of the others."""
+        return weights
 
     def weight_row(self, feature: int) -> Ref:
         """The first slice's row of weights for its output position `feature`."""
@@ -131,6 +137,23 @@ class GroupedProduct(Product):
 
     def zero_unused_slices(self) -> None:
         """Every slice computes something: units, or copies of them."""
+
+
+@dataclass(frozen=True)
+class JoinedProduct(GroupedProduct):
+    """Two products of one x whose units are half of a group's slices each, in one buffer."""
+
+    second: Ref | None = None
+    """Weights of the second product, in the same layout as those of the first."""
+
+    def _of_copy(self, copy: int, weights: Ref) -> Ref:
+        assert self.second is not None
+        return self.second.at(weights.offset - self.weight.offset) if copy else weights
+
+
+def can_join(y: Activation) -> bool:
+    """Whether two results like y fill the slices of a group."""
+    return y.groups > 1 and 2 * y.slices_used == y.ring
 
 
 def product_type(tiling: MatmulTiling) -> type[Product]:

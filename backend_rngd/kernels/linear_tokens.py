@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ..emitter import Activation, Emitter, Index, Ref
 from ..isa.dtypes import DType
 from ..isa.instructions import (
+    Alu,
     Birth,
     Commit,
     Context,
@@ -23,8 +24,10 @@ from ..isa.instructions import (
     Counter,
     Digit,
     Fate,
+    Op,
     Reduce,
     Sink,
+    Source,
     Stream,
     Switch,
     Topology,
@@ -33,7 +36,7 @@ from ..isa.instructions import (
 )
 from ..isa.layout import CHUNK
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
-from ..isa.rules import LANES, SLICES_PER_PE
+from ..isa.rules import LANES, SLICES_PER_PE, VRF_BYTES
 from ..token_groups import BANK_LINE_BYTES
 from .elementwise import BINARY, UNARY
 from .linear import CHUNK_BYTES, TILE_FEATURES, Product
@@ -52,6 +55,9 @@ LOOP_PRODUCTS = 160
 """Products of one kernel beyond which its tiles are repeated instead of written out."""
 BODY_PRODUCTS = 32
 """Products of the body of such a loop."""
+
+ADD_VRF = VectorOp(Alu.FMA, Op.ADD, y=Source.VRF)
+"""Adds what the VRF holds."""
 
 Write = Callable[[Ref], None]
 """Emits commands that write f32 [token][16] at a place."""
@@ -231,8 +237,15 @@ class TokensStream:
     def tile(self, tile: Tile) -> None:
         """Compute the tile's features of y."""
         y = self.p.y
-        out = tile.of(y)
         commands = self._chunks()
+        if self._adds_residual_at_once:
+            self._multiply_and_add(tile, commands[0])
+            return
+        if y.dtype == DType.BF16 and self._has_addends:
+            summed = self.summed(tile)
+            _round(self.emit, y, summed, tile.of(y))
+            return
+        out = tile.of(y)
         if len(commands) == 1 and self.p.parts == 1 and not self._has_addends:
             self._multiply(tile, commands[0], out, y.dtype, y.row_bytes)
         elif self._exchanges_parts and not self._has_addends:
@@ -253,6 +266,13 @@ class TokensStream:
         return out
 
     @property
+    def _adds_residual_at_once(self) -> bool:
+        """Whether one command sums all of K, so that it can add the residual too."""
+        p = self.p
+        alone = p.residual is not None and self.bias is None and p.y.dtype == DType.BF16
+        return alone and p.parts == 1 and len(self._chunks()) == 1
+
+    @property
     def _exchanges_parts(self) -> bool:
         return self.p.parts > 1 and self.p.y.tokens >= LEAST_EXCHANGED_TOKENS
 
@@ -269,7 +289,10 @@ class TokensStream:
         products = [self._product(tile, chunks) for chunks in self._chunks()]
         addends = self._addends(tile)
         if self.p.parts == 1:
-            self._add_up([*addends, *products], out, out_row_bytes)
+            # What groups add comes from HBM, and is not to keep weights from coming.
+            late = self.p.y.groups > 1
+            writes = [*products, *addends] if late else [*addends, *products]
+            self._add_up(writes, out, out_row_bytes)
             return
 
         def all_parts(place: Ref) -> None:
@@ -340,26 +363,79 @@ class TokensStream:
     def _multiply(
         self, tile: Tile, chunks: tuple[int, int], out: Ref, dtype: DType, out_row_bytes: int
     ) -> None:
+        trf = self._fill(tile, *chunks)
+        self._multiply_tokens(chunks, trf, (0, self.p.x.tokens), out, dtype, out_row_bytes, None)
+
+    def _multiply_and_add(self, tile: Tile, chunks: tuple[int, int]) -> None:
+        """The product and the residual, for as many tokens at a time as half of the VRF holds."""
+        y, x = self.p.y, self.p.residual
+        assert x is not None
+        trf = self._fill(tile, *chunks)
+        residual, out = tile.of(x), tile.of(y)
+        step = VRF_BYTES // 2 // SLOT_ROW_BYTES
+        for first in range(0, y.tokens, step):
+            count = min(step, y.tokens - first)
+            vrf = self._addends_in_vrf(residual.at(first * x.row_bytes), x.row_bytes, count)
+            place = out.at(first * y.row_bytes)
+            self._multiply_tokens(chunks, trf, (first, count), place, y.dtype, y.row_bytes, vrf)
+
+    def _addends_in_vrf(self, source: Ref, row_bytes: int, tokens: int) -> Ref:
+        """bf16 [token][16] as f32 in the VRF."""
+        vrf = self.emit.alloc(Memory.VRF, tokens * SLOT_ROW_BYTES, "residual")
+        self.emit.exec(
+            Context.SUB,
+            [
+                Counter(tokens, a=row_bytes, vrf=SLOT_ROW_BYTES),
+                Counter(TILE_FEATURES // 8, a=16, vrf=32),
+            ],
+            Stream(8, cast=DType.F32),
+            a=source,
+            out=vrf,
+            out_dtype=DType.F32,
+            commit=Commit(Sink.VRF, columns=8),
+        )
+        return vrf
+
+    def _multiply_tokens(
+        self,
+        chunks: tuple[int, int],
+        trf: Ref,
+        tokens: tuple[int, int],
+        out: Ref,
+        dtype: DType,
+        out_row_bytes: int,
+        addends: Ref | None,
+    ) -> None:
+        """The product of some tokens (first, count); `addends` are theirs, [token][16]."""
         p = self.p
         first, count = chunks
-        trf = self._fill(tile, first, count)
         size = dtype.bytes_for(1)
+        add = Vector((ADD_VRF,), vrf_lane=4) if addends is not None else Vector()
+        vrf_bytes = 4 if addends is not None else 0
         self.emit.exec(
             Context.MAIN,
             [
-                Counter(p.x.tokens, a=self.x.stride, commit=out_row_bytes),
+                Counter(
+                    tokens[1],
+                    a=self.x.stride,
+                    vrf=TILE_FEATURES * vrf_bytes,
+                    commit=out_row_bytes,
+                ),
                 *p.stream_counters(count),
                 Counter(p.k_slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=CHUNK_BYTES),
                 Counter(
                     TILE_FEATURES // LANES,
                     birth=Birth.REUSE,
                     trf=count * p.chunk_bytes,
+                    vrf=LANES * vrf_bytes,
                     commit=LANES * size,
                 ),
             ],
             Stream(CHUNK),
-            a=self.x.ref.at(p.chunk_offset(first)),
+            a=self.x.ref.at(p.chunk_offset(first) + tokens[0] * self.x.stride),
             trf=trf,
+            vrf=addends,
+            vector=add,
             out=out,
             out_dtype=dtype,
             switch=Switch(Topology.BROADCAST01, p.ring),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ... import errors
-from ..emitter import Activation, Emitter, Ref
+from ..emitter import UNROLL_LIMIT, Activation, Emitter, Ref
 from ..isa.dtypes import DType
 from ..isa.instructions import (
     Alu,
@@ -63,9 +63,20 @@ def rope(emit: Emitter, x: Activation, angles: Ref, label: str) -> Activation:
     The units of a group have the same angles: each of them is whole heads (`rotates_in_groups`).
     """
     y = emit.activation(x.order, x.tokens, label, groups=x.groups)
-    for unit in range(x.units):
-        place = unit * x.unit_bytes
-        _rope_unit(emit, x, x.ref.at(place), y.ref.at(place), angles)
+    angle_bytes = _angle_bytes(x)
+    # With several passes, half of the VRF is filled while the other is used.
+    tokens = min(x.tokens, VRF_BYTES // angle_bytes)
+    if x.groups > 1:
+        tokens = max(1, tokens // 2)
+    whole, rest = divmod(x.tokens, tokens)
+    for turn in emit.loop(whole, straight=UNROLL_LIMIT if x.groups == 1 else whole):
+        first = angles.moved(turn, tokens * angle_bytes)
+        source, out = (ref.moved(turn, tokens * x.row_bytes) for ref in (x.ref, y.ref))
+        _rotate(emit, x, source, out, first, tokens)
+    if rest:
+        first = angles.at(whole * tokens * angle_bytes)
+        source, out = (ref.at(whole * tokens * x.row_bytes) for ref in (x.ref, y.ref))
+        _rotate(emit, x, source, out, first, rest)
     return y
 
 
@@ -76,37 +87,15 @@ def rotates_in_groups(order: FeatureOrder, ring: int) -> bool:
     return used <= ring or ring * per_slice % order.padded == 0
 
 
-def _rope_unit(emit: Emitter, x: Activation, source: Ref, out: Ref, angles: Ref) -> None:
-    angle_bytes = _angle_bytes(x)
-    tokens = min(x.tokens, VRF_BYTES // angle_bytes)
-    whole, rest = divmod(x.tokens, tokens)
-    for turn in emit.loop(whole):
-        _rotate(
-            emit,
-            source.moved(turn, tokens * x.row_bytes),
-            out.moved(turn, tokens * x.row_bytes),
-            angles.moved(turn, tokens * angle_bytes),
-            tokens,
-            x.per_slice,
-        )
-    if rest:
-        first = whole * tokens
-        _rotate(
-            emit,
-            source.at(first * x.row_bytes),
-            out.at(first * x.row_bytes),
-            angles.at(first * angle_bytes),
-            rest,
-            x.per_slice,
-        )
-
-
-def _rotate(emit: Emitter, x: Ref, y: Ref, angles: Ref, tokens: int, per_slice: int) -> None:
+def _rotate(emit: Emitter, x: Activation, source: Ref, out: Ref, angles: Ref, tokens: int) -> None:
+    """Some tokens of every unit of x, at `source`."""
+    per_slice = x.per_slice
     vrf = emit.load_vrf(angles, tokens * per_slice * 2, "angles")
     chunk_bytes = 2 * CHUNK
     emit.exec(
         Context.MAIN,
         [
+            Counter(x.units, a=x.unit_bytes, b=x.unit_bytes, commit=x.unit_bytes),
             Counter(
                 tokens, a=per_slice * 2, b=per_slice * 2, vrf=per_slice * 8, commit=per_slice * 2
             ),
@@ -114,10 +103,10 @@ def _rotate(emit: Emitter, x: Ref, y: Ref, angles: Ref, tokens: int, per_slice: 
             Counter(2, a=HALF_BYTES, b=-HALF_BYTES, vrf=64, commit=HALF_BYTES),
         ],
         Stream(ROTARY_RUN, cast=DType.F32, pair=True),
-        a=x,
-        b=x.at(HALF_BYTES),
+        a=source,
+        b=source.at(HALF_BYTES),
         vrf=vrf,
-        out=y,
+        out=out,
         out_dtype=DType.BF16,
         vector=Vector(
             (

@@ -7,8 +7,6 @@ units of HBM, which cost less to write than parts of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..emitter import Activation, Emitter, Ref
 from ..isa.instructions import Commit, Context, Counter, Stream
 from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
@@ -59,7 +57,9 @@ def load_rows(
     """
     if groups > 1:
         x = emit.activation(order, tokens // groups, "hidden", groups=groups, deal=deal)
-        load_groups(emit, hidden, x, all_tokens, first)
+        source = hidden.at(first * x.row_bytes)
+        for unit in range(x.units):
+            load_unit(emit, source, x, all_tokens, unit, x.place(unit * x.unit))
         return x
     x = emit.activation(order, tokens, "hidden")
     emit.dma(
@@ -81,9 +81,10 @@ def store_rows(
 ) -> None:
     """The inverse of `load_rows`."""
     if x.groups > 1:
-        for unit, place, loops in _group_runs(x, all_tokens):
-            back = [(n, inside, outside) for n, outside, inside in loops]
-            target = hidden.at(first * x.row_bytes + place)
+        for unit in range(x.units):
+            outside, loops = _group_runs(x, all_tokens, unit)
+            back = [(n, inside, far) for n, far, inside in loops]
+            target = hidden.at(first * x.row_bytes + outside)
             emit.dma(back, _group_run_bytes(x), x.place(unit * x.unit), target)
         return
     stride = hidden_stride(x.order, all_tokens)
@@ -96,26 +97,25 @@ def store_rows(
     )
 
 
-def load_groups(emit: Emitter, hidden: Ref, x: Activation, all_tokens: int, first: int) -> None:
-    """As `load_rows`, into an activation of groups: unit by unit, for what reads it first."""
-    for unit, place, loops in _group_runs(x, all_tokens):
-        source = hidden.at(first * x.row_bytes + place)
-        emit.dma(loops, _group_run_bytes(x), source, x.place(unit * x.unit))
+def load_unit(
+    emit: Emitter, hidden: Ref, x: Activation, all_tokens: int, unit: int, place: Ref
+) -> None:
+    """One unit of an activation of groups whose tokens begin at `hidden`."""
+    outside, loops = _group_runs(x, all_tokens, unit)
+    emit.dma(loops, _group_run_bytes(x), hidden.at(outside), place)
 
 
 def _group_runs(
-    x: Activation, all_tokens: int
-) -> Iterator[tuple[int, int, list[tuple[int, int, int]]]]:
-    """Per unit its number, its place in HBM, and runs: (count, stride in HBM, stride in DM)."""
+    x: Activation, all_tokens: int, unit: int
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """A unit's place in HBM, and its runs: (count, stride in HBM, stride in data memory)."""
     assert x.unit == x.per_slice, "what HBM holds is cut as all slices would hold it"
     stride, run = hidden_stride(x.order, all_tokens), _group_run_bytes(x)
-    loops = [
+    return unit * x.ring * stride, [
         (min(x.ring, x.slices_used), stride, SLICE_ADDRESS_BYTES),
         (x.groups, run, x.ring * SLICE_ADDRESS_BYTES),
         (x.tokens * x.row_bytes // run, x.groups * run, run),
     ]
-    for unit in range(x.units):
-        yield unit, unit * x.ring * stride, loops
 
 
 def _group_run_bytes(x: Activation) -> int:

@@ -38,7 +38,7 @@ def test_chunks_with_the_same_code_share_a_block() -> None:
     program = Decoder(Bucket.prefill(1, 2048), layers=1).program(level=1)
     calls = [program.blocks[call.block].name for call in program.calls]
     assert calls.count("block_0_segment_0_part_0") == 2  # of four chunks each
-    assert calls.count("block_0_segment_2") == 1  # of all eight: little code
+    assert calls.count("block_0_segment_2_part_0") == 2
     attention = [name for name in calls if "segment_1" in name]
     assert len(attention) == len(set(attention)) == 4  # each sees more keys than the one before
     offsets = {b.offset for call in program.calls for b in call.bindings}

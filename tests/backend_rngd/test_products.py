@@ -77,6 +77,10 @@ CASES = {
     "groups whose units are chunks": ProductKey(
         plain(1790), plain(1020), 17, bias=True, residual=True, groups=4
     ),
+    "a residual added at once": ProductKey(plain(500), plain(1020), 70, residual=True),
+    "a residual added at once in groups": ProductKey(
+        plain(1020), plain(1020), 70, residual=True, groups=4
+    ),
     "results in chunks": ProductKey(plain(512), plain(1780), 24, bias=True, groups=4),
     "heads in groups": ProductKey(
         plain(2040), heads(4, 128, rotary=True), 16, may_repeat=True, groups=4
