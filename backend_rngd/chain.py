@@ -5,7 +5,8 @@ After:  a block finds some of its constants (parameters, tables, inputs) in data
         addresses in `resident` buffers; each block that is called before it loads them at its end,
         while its last results are computed and stored. A block called before different ones exists
         once for each of them, however many calls there are.
-Contract: bitwise. Nothing changes where that is not faster.
+Contract: bitwise. Nothing changes where that is not faster, nor in a program that DMA does not
+bound: it would gain little, and the search takes time.
 
 What the next call of the same block would load from the same place, a table of rotary angles for
 one, stays where it is. The block of the first call finds nothing, for nobody could have loaded it.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from xdsl.context import Context as XdslContext
@@ -24,10 +25,10 @@ from xdsl.ir import SSAValue
 from xdsl.passes import ModulePass
 
 from .. import errors
-from .chain_choice import Choice, Load, Pair, choose
+from .chain_choice import Choice, Forecast, Load, Pair, choose
 from .encode import Registers
-from .isa.instructions import REGISTERS
-from .isa.machine import load_machine
+from .isa.instructions import REGISTERS, Context
+from .isa.machine import Machine, load_machine
 from .isa.plan import Memory
 from .isa.rules import DM_BYTES
 from .place import ALIGNMENT_BYTES, assign_addresses, forget_lifetimes
@@ -45,8 +46,8 @@ from .rngd import (
 )
 from .schedule import BlockProblem
 
-MOST_BYTES = (DM_BYTES // 2, DM_BYTES // 8)
-"""Per slice, for what calls load for one block; less is tried where buffers find no room."""
+MOST_BYTES = (DM_BYTES // 2, DM_BYTES // 64)
+"""Per slice, for what calls load for one block; less is tried where more does not pay."""
 CONSTANT = frozenset({"parameter", "derived", "input"})
 """Kinds of regions that no command writes."""
 
@@ -125,7 +126,7 @@ class _Program:
             for first, second in pairwise(self.calls)
             if callee(first) == callee(second) == name
         ]
-        count = len(self.blocks[name].body.block.args)
+        count = len(self.blocks[name].body.block.args) if runs else 0
         return frozenset(
             n
             for n in range(count)
@@ -291,41 +292,62 @@ class ChainPass(ModulePass):
             return  # a second run changes nothing
         machine = load_machine()
         problems = {name: BlockProblem(b, machine) for name, b in program.blocks.items()}
+        if not _waits_for_dma(program, problems):
+            return
         loads = {name: program.loads(name, problem) for name, problem in problems.items()}
         loads[callee(program.calls[0])] = []
+        forecasts = {name: Forecast(problem) for name, problem in problems.items()}
+        cycles = _Cycles(machine)
         for most_bytes in MOST_BYTES:
-            choice = choose(program.pairs, problems, loads, most_bytes)
+            choice = choose(program.pairs, forecasts, loads, most_bytes)
             if not any(choice.entries.values()):
                 return
             names = _names(program.pairs, choice)
             variants = _variants(program, choice, names)
-            if all(_fits(variant.op) for variant in variants.values()):
-                if _gain(program, problems, names, variants) > 0:
-                    _replace(op, program, names, variants)
+            fits = all(_fits(variant.op) for variant in variants.values())
+            if fits and _gain(program, names, variants, cycles) > 0:
+                _replace(op, program, names, variants)
                 return
+
+
+def _waits_for_dma(program: _Program, problems: Mapping[str, BlockProblem]) -> bool:
+    """Whether DMA is what a program is busy with most."""
+    busy = Counter[int]()
+    for pair, count in program.pairs.items():
+        problem = problems[pair[0]]
+        for stretch, runs in zip(problem.stretches, problem.runs, strict=True):
+            for task in stretch.tasks:
+                busy[task.context] += count * runs * task.cycles
+    return busy[Context.DMA] == max(busy.values(), default=0)
+
+
+@dataclass(frozen=True)
+class _Cycles:
+    """Cycles of blocks, by plans that the scheduler is sure to find or to better."""
+
+    machine: Machine
+    known: dict[BlockOp, int] = field(default_factory=dict)
+
+    def of(self, block: BlockOp) -> int:
+        if block not in self.known:
+            search = BlockProblem(block, self.machine).search()
+            self.known[block] = search.cycles(search.quick())
+            forget_lifetimes(block.body.block)
+        return self.known[block]
 
 
 def _gain(
     program: _Program,
-    problems: Mapping[str, BlockProblem],
     names: Mapping[Pair, str],
     variants: Mapping[str, _Variant],
+    cycles: _Cycles,
 ) -> int:
     """Cycles that the program saves."""
-    machine = load_machine()
     gain = 0
-    before: dict[str, int] = {}
-    after: dict[str, int] = {}
-    for (block, following), count in program.pairs.items():
-        name = names[block, following]
-        if variants[name].op is program.blocks[block]:
-            continue
-        if block not in before:
-            before[block] = _cycles(program.blocks[block], problems[block])
-        if name not in after:
-            new = variants[name].op
-            after[name] = _cycles(new, BlockProblem(new, machine))
-        gain += count * (before[block] - after[name])
+    for pair, count in program.pairs.items():
+        before, after = program.blocks[pair[0]], variants[names[pair]].op
+        if after is not before:
+            gain += count * (cycles.of(before) - cycles.of(after))
     return gain
 
 
@@ -336,14 +358,6 @@ def _variants(program: _Program, choice: Choice, names: Mapping[Pair, str]) -> d
     for pair, name in names.items():
         pairs.setdefault(name, pair)
     return {name: rewriter.variant(pair, name) for name, pair in pairs.items()}
-
-
-def _cycles(block: BlockOp, problem: BlockProblem) -> int:
-    """Of a block with the best plan that the scheduler's policies find."""
-    search = problem.search()
-    cycles = search.cycles(search.of_level(2))
-    forget_lifetimes(block.body.block)
-    return cycles
 
 
 def _replace(

@@ -18,8 +18,12 @@ from .schedule import BlockProblem
 
 Pair = tuple[str, str | None]
 """A block and the one that is called next."""
-COUNTS = (1, 2, 3, 4, 6, 8, 12)
-"""Numbers of loads that are tried."""
+TRIED = ((False, 2), (False, 0), (True, 4), (False, 4), (False, 1), (True, 8), (True, 2))
+"""(whether the shortest or the first ones, how many) beside those that stay where they are."""
+MOST_STAYING = 8
+"""More of these are taken for what they are not: loads of chunks that share their weights."""
+COMMANDS_TRIED = 6000
+"""Commands that the forecasts for a block may plan altogether."""
 FORECAST = Policy(by_path=False)
 DM = tuple(ON_CHIP_BYTES).index("dm")
 
@@ -60,7 +64,7 @@ class Choice:
 
 def choose(
     pairs: Mapping[Pair, int],
-    problems: Mapping[str, BlockProblem],
+    forecasts: Mapping[str, Forecast],
     loads: Mapping[str, Sequence[Load]],
     most_bytes: int,
 ) -> Choice:
@@ -68,36 +72,36 @@ def choose(
 
     Those for one block take up to `most_bytes` of a slice.
     """
-    forecasts = {name: _Forecast(problem) for name, problem in problems.items()}
-    calls = {name: sum(n for pair, n in pairs.items() if pair[0] == name) for name in problems}
-    choice = Choice(dict.fromkeys(problems, ()))
-    for name in sorted(problems, key=lambda name: -calls[name]):
+    calls = {name: sum(n for pair, n in pairs.items() if pair[0] == name) for name in forecasts}
+    choice = Choice(dict.fromkeys(forecasts, ()))
+    for name in sorted(forecasts, key=lambda name: -calls[name]):
         concerned = {pair: n for pair, n in pairs.items() if name in pair}
 
         def cycles(tried: Choice, concerned: Mapping[Pair, int] = concerned) -> float:
             return sum(n * forecasts[pair[0]].cycles(tried, pair) for pair, n in concerned.items())
 
-        candidates = [
-            choice.with_entry(name, tried) for tried in _candidates(loads[name], most_bytes)
-        ]
-        choice = min([choice, *candidates], key=cycles)
+        tried = [choice.with_entry(name, one) for one in _candidates(loads[name], most_bytes)]
+        if tried:
+            commands = sum(forecasts[pair[0]].size for pair in concerned)
+            choice = min([choice, *tried[: max(1, COMMANDS_TRIED // commands)]], key=cycles)
     return choice
 
 
 def _candidates(loads: Sequence[Load], most_bytes: int) -> list[tuple[Load, ...]]:
     """Sets of loads within the limits, in program order; what stays comes first."""
+    staying = sum(load.stays for load in loads)
+    least = staying if staying <= MOST_STAYING else 0
     by_place = sorted(loads, key=lambda load: not load.stays)
     by_length = sorted(loads, key=lambda load: (not load.stays, load.cycles))
     found: dict[tuple[Load, ...], None] = {}
-    for ranked in (by_place, by_length):
-        for count in COUNTS:
-            taken = ranked[:count]
-            if sum(load.size_bytes for load in taken) <= most_bytes:
-                found[tuple(load for load in loads if load in taken)] = None
-    return [loads for loads in found if loads]
+    for shortest, count in TRIED:
+        taken = set((by_length if shortest else by_place)[: least + count])
+        if sum(load.size_bytes for load in taken) <= most_bytes:
+            found[tuple(load for load in loads if load in taken)] = None
+    return [one for one in found if one]
 
 
-class _Forecast:
+class Forecast:
     """The cycles of one block as it hands loads over."""
 
     def __init__(self, problem: BlockProblem) -> None:
@@ -106,6 +110,11 @@ class _Forecast:
         self._runs = problem.runs
         self._usual = [self._planned(stretch) for stretch in self._stretches]
         self._known: dict[tuple[tuple[Load, ...], tuple[Load, ...], bool], float] = {}
+
+    @property
+    def size(self) -> int:
+        """Commands that it plans each time."""
+        return len({*self._commands[0], *self._commands[-1]})
 
     def cycles(self, choice: Choice, pair: Pair) -> float:
         """Of a call of the block before one of `pair[1]`; infinite if memory is too small."""

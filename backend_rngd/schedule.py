@@ -382,7 +382,7 @@ class PlanSearch:
 
     def best(self, level: int) -> list[Plan]:
         """The shortest plans found that can be placed; program order can be, or nothing can."""
-        plans = self.of_level(level)
+        plans = self._of_level(level)
         if level == 2:
             pairs = zip(self.stretches, plans, strict=True)
             better = [improved(stretch, plan) for stretch, plan in pairs]
@@ -394,7 +394,7 @@ class PlanSearch:
         """Of the whole block, all turns of its repeats counted."""
         return sum(n * plan.makespan for n, plan in zip(self.runs, plans, strict=True))
 
-    def of_level(self, level: int) -> list[Plan]:
+    def _of_level(self, level: int) -> list[Plan]:
         """The shortest plans of a level's policies; none is longer than a lower level's."""
         serial = [serial_plan(stretch) for stretch in self.stretches]
         if level == 0:
@@ -402,10 +402,22 @@ class PlanSearch:
         if level == 1:
             by_kernel = [self._by_kernel(policy) for policy in KERNEL_POLICIES]
             return self._first_placeable([*by_kernel, serial])
-        whole = [[planned(one, policy) for one in self.stretches] for policy in POLICIES]
-        plans = self._first_placeable([*whole, serial])
+        whole = [self._by_policy(policy) for policy in POLICIES]
+        return self._or_by_kernel(self._first_placeable([*whole, serial]))
+
+    def quick(self) -> list[Plan]:
+        """Plans of level 2 by the first policy whose plans can be placed; `best` are no longer."""
+        found = (plans for plans in map(self._by_policy, POLICIES) if self.can_place(plans))
+        plans = next(found, None) or [serial_plan(stretch) for stretch in self.stretches]
+        return self._or_by_kernel(plans)
+
+    def _by_policy(self, policy: Policy) -> list[Plan]:
+        return [planned(stretch, policy) for stretch in self.stretches]
+
+    def _or_by_kernel(self, plans: list[Plan]) -> list[Plan]:
+        """Those of level 1 where they are shorter."""
         if self.cycles(plans) > self._least_by_kernel():
-            plans = self._first_placeable([plans, self.of_level(1)])
+            return self._first_placeable([plans, self._of_level(1)])
         return plans
 
     def _first_placeable(self, candidates: list[list[Plan]]) -> list[Plan]:
