@@ -168,6 +168,7 @@ MAPPINGS: dict[str, tuple[str, Callable[[Any], bytes]]] = {
     "norm": ("vector", lambda m: m.norm(4096, 600)),
     "activation": ("vector", lambda m: m.activation(14336, 100)),
     "rotary": ("vector", lambda m: m.rotary((4096, 1024), 128, 500)),
+    "rotary, a shard of 8": ("vector", lambda m: m.rotary((512, 128), 128, 2048)),
     "embedding": ("vector", lambda m: m.embedding(4096, 1000, 100)),
     "decode": ("attention", lambda m: m.decode(m.Heads(32, 8, 128), 3, 700)),
     "decode, long": ("attention", lambda m: m.decode(m.Heads(4, 1, 128), 2, 20000)),

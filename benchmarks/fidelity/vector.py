@@ -29,7 +29,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     VectorOp,
 )
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
-from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE
+from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE, VRF_BYTES
 
 from .sketch import UNIT_BYTES, Sketch, rows_at_once
 
@@ -58,9 +58,13 @@ class Spread:
     def slices(self) -> int:
         return min(SLICES_PER_PE, self.tokens * self.share)
 
-    def tiles(self, row_bytes: int) -> list[int]:
-        """Rows of each tile, about equal, for `row_bytes` of input per row and slice."""
-        count = -(-self.rows // max(1, INPUT_BYTES // row_bytes))
+    def tiles(self, row_bytes: int, most: int | None = None) -> list[int]:
+        """Rows of each tile, about equal, for `row_bytes` of input per row and slice.
+
+        `most` is what else limits the rows of a tile.
+        """
+        at_once = max(1, INPUT_BYTES // row_bytes)
+        count = -(-self.rows // (at_once if most is None else min(at_once, most)))
         whole, rest = divmod(self.rows, count)
         return [whole + (i < rest) for i in range(count)]
 
@@ -281,7 +285,8 @@ def _each(
 def rotary(widths: tuple[int, ...], head_dim: int, tokens: int) -> bytes:
     """x · cos + rotate_half(x) · sin for tensors (queries, keys) of the given widths."""
     sketch, spread = Sketch("rotary"), Spread(tokens, 1)
-    tiles = spread.tiles(2 * sum(widths) + TABLE_BYTES)
+    angles_bytes = 2 * 4 * head_dim  # cos and sin of a token in the VRF, as f32
+    tiles = spread.tiles(2 * sum(widths) + TABLE_BYTES, most=VRF_BYTES // angles_bytes)
     tensors = [_Rows(sketch, f"x{i}", spread, 2 * w, tiles[0]) for i, w in enumerate(widths)]
     results = [_Rows(sketch, f"y{i}", spread, 2 * w, tiles[0]) for i, w in enumerate(widths)]
     tables = _Rows(sketch, "tables", spread, 4 * head_dim, tiles[0])
