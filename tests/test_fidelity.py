@@ -134,6 +134,15 @@ def test_a_part_can_be_taken_out_of_an_interval() -> None:
     assert (exact.low, exact.high) == (pytest.approx(100), pytest.approx(100))
 
 
+@pytest.mark.parametrize("measured", ["100\n", "100\no_proj,16,100\n"])
+def test_rows_without_an_order_have_no_rank_correlation(tmp_path: Path, measured: str) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(f"layer,tokens,time_us\no_proj,1,{measured}")
+    table = json.loads(fidelity("--json", "--rows", rows).stdout)
+    assert table["summary"]["dense"]["rank_correlation"] is None
+    assert "dense" in fidelity("--rows", rows).stdout
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
@@ -147,6 +156,12 @@ def test_unknown_rows_are_refused(tmp_path: Path, text: str, cause: str) -> None
     ran = fidelity("--rows", rows)
     assert ran.returncode == 1
     assert cause in ran.stderr
+
+
+def test_our_own_rows_are_of_one_pe() -> None:
+    ran = fidelity("--tp", "8")
+    assert ran.returncode == 2
+    assert "--tp needs --rows" in ran.stderr
 
 
 def benchmark(module: str) -> Any:

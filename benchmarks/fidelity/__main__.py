@@ -1,6 +1,6 @@
 """Print published measurements beside what the cycle model says.
 
-    python benchmarks/fidelity [--rows FILE ...] [--tp 8] [--json]
+    python benchmarks/fidelity [--rows FILE ... [--tp 8]] [--json]
 
 Without `--rows` these are the rows of `benchmarks/silicon`, the fit of the constants in
 machines/silicon.yaml is done again, and the errors of rows and groups that a fit has not seen are
@@ -74,6 +74,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.tp not in (1, 2, 4, 8):
         parser.error("--tp is 1, 2, 4 or 8")
+    if options.tp > 1 and not options.rows:
+        parser.error("--tp needs --rows: the rows of benchmarks/silicon are layers of one PE")
     return options
 
 
@@ -107,8 +109,9 @@ def _print_summaries(predictions: Sequence[Prediction]) -> None:
         if own:
             s = Summary.of(own)
             goal = f"{GOALS[kind]:.0%}" if kind in GOALS else ""
+            order = "" if s.rank_correlation is None else f"{s.rank_correlation:.3f}"
             print(
-                f"{kind:12}{s.rows:5}{s.mean_error:12.1%}{goal:>7}{s.rank_correlation:12.3f}"
+                f"{kind:12}{s.rows:5}{s.mean_error:12.1%}{goal:>7}{order:>12}"
                 f"{_percent(s.inside):>9}{_percent(s.median_width):>14}"
             )
 

@@ -127,8 +127,8 @@ class Summary:
 
     rows: int
     mean_error: float
-    rank_correlation: float
-    """Spearman's."""
+    rank_correlation: float | None
+    """Spearman's; None where predictions or measurements have no order."""
     inside: float | None
     """Share of the rows with an interval; None if none has one."""
     median_width: float | None
@@ -146,11 +146,11 @@ class Summary:
         )
 
 
-def _rank_correlation(predictions: Sequence[Prediction]) -> float:
-    """Correlation of the ranks, equal values sharing theirs; 1 where there is no order."""
+def _rank_correlation(predictions: Sequence[Prediction]) -> float | None:
+    """Correlation of the ranks, equal values sharing theirs; None where all share one."""
     ranks = [_ranks([p.value for p in predictions]), _ranks([p.measured for p in predictions])]
-    if len(predictions) < 2 or len(set(ranks[0])) == 1:
-        return 1.0
+    if any(len(set(values)) < 2 for values in ranks):
+        return None
     return correlation(*ranks)
 
 
