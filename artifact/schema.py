@@ -274,6 +274,7 @@ class ExchangeEntry(Schema):
     bytes: int
     dtype: str
     algorithm: str | None
+    cycles: int | None
 
 
 class Sharding(Schema):

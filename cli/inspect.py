@@ -92,7 +92,7 @@ def _print_sharding(sharding: dict[str, Any]) -> None:
     for bucket, exchanges in sharding["exchanges"].items():
         print_table(
             f"exchanges of {bucket}",
-            ("module", "kind", "ranks", "runs", "bytes", "type", "algorithm"),
+            ("module", "kind", "ranks", "runs", "bytes", "type", "algorithm", "cycles"),
             [
                 (
                     exchange["module"],
@@ -102,6 +102,7 @@ def _print_sharding(sharding: dict[str, Any]) -> None:
                     f"{exchange['bytes']:,}",
                     exchange["dtype"],
                     exchange["algorithm"] or "",
+                    "" if exchange["cycles"] is None else f"{exchange['cycles']:,}",
                 )
                 for exchange in exchanges
             ],

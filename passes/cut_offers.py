@@ -38,15 +38,13 @@ class Offer:
     """Elements that stay together."""
     fixed: CutAttr | None = None
     """The only cut, if there is no choice."""
-    spare: int = 0
-    """Zeros that each rank's part ends with."""
     padding: Padding = Padding.ZERO
 
     def cut(self, size: int, ranks: int) -> CutAttr:
         """The cut that is taken if nothing asks for another one."""
         if self.fixed is not None:
             return self.fixed
-        return CutAttr.even(self.dim, size, ranks, unit=self.unit, spare=self.spare)
+        return CutAttr.even(self.dim, size, ranks, unit=self.unit)
 
 
 def offer_through(op: Operation, offers: Sequence[Offer | None]) -> Offer | None:
@@ -79,7 +77,7 @@ def _reshaped(op: nn.ReshapeOp, offer: Offer) -> Offer | None:
             return None
         return replace(offer, dim=fixed.dim.data, fixed=fixed)
     moved = reshaped_unit(offer.dim, offer.unit, before, after)
-    return moved and replace(offer, dim=moved[0], unit=moved[1], spare=0)
+    return moved and replace(offer, dim=moved[0], unit=moved[1])
 
 
 def _joined(offers: Iterable[Offer]) -> Offer | None:
@@ -92,7 +90,6 @@ def _joined(offers: Iterable[Offer]) -> Offer | None:
     return replace(
         first,
         unit=math.lcm(*(offer.unit for offer in same)),
-        spare=max(offer.spare for offer in same),
         padding=max(offer.padding for offer in same),
     )
 

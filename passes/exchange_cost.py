@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from xdsl.ir import Attribute, SSAValue
 
@@ -17,6 +18,8 @@ from ..backend_rngd.isa.dtypes import DType
 from ..backend_rngd.isa.machine import Machine
 from ..ir import dist
 from ..ir.types import bf16, dims_of, dtype_of, f16, f32
+
+Collective: TypeAlias = dist.AllReduceOp | dist.AllGatherOp | dist.ReduceScatterOp
 
 BYTES: dict[Attribute, int] = {bf16: 2, f16: 2, f32: 4}
 DTYPES: dict[Attribute, DType] = {bf16: DType.BF16, f32: DType.F32}
@@ -60,10 +63,13 @@ def sum_cycles(x: SSAValue, stages: tuple[Stage, ...], ranks: int, machine: Mach
     return total
 
 
-def collective_cycles(
-    op: dist.AllReduceOp | dist.AllGatherOp | dist.ReduceScatterOp, ranks: int, machine: Machine
-) -> int:
-    """Cycles of a collective whose algorithm has been chosen."""
+def collective_cycles(op: Collective, ranks: int, machine: Machine) -> int:
+    """Cycles of a collective whose algorithm has been chosen, for all tokens, part after part."""
+    parts = math.ceil(math.prod(_sizes(op.x)[:-1]) / PART_TOKENS)
+    return parts * _part_cycles(op, ranks, machine)
+
+
+def _part_cycles(op: Collective, ranks: int, machine: Machine) -> int:
     x_bytes = part_bytes(op.x, dtype_of(op.x))
     match op:
         case dist.AllGatherOp():

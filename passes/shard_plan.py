@@ -53,8 +53,6 @@ class Interface:
     """Arguments that the host gives, in every call."""
     returned: frozenset[int] = frozenset()
     """Results that go to the host and nowhere else."""
-    tables: frozenset[int] = frozenset()
-    """Arguments that are also read row by row, as embedding tables."""
 
 
 @dataclass
@@ -65,8 +63,6 @@ class FunctionPlan:
     ranks: int
     interface: Interface
     callees: Mapping[str, FunctionPlan] = field(default_factory=dict)
-    tables: frozenset[str] = frozenset()
-    """Parameters that are embedding tables, by name."""
     offers: dict[SSAValue, Offer] = field(default_factory=dict)
     asks: dict[Operand, Ask] = field(default_factory=dict)
     placed: dict[SSAValue, Ask] = field(default_factory=dict)
@@ -135,7 +131,7 @@ class FunctionPlan:
         """Any rows, if it does not take a part of its input."""
         if not self._is_parameter(op.w) or self._columns(op) is not None:
             return None
-        return Offer(len(dims_of(op.y)) - 1, spare=int(self._is_table(op.w)))
+        return Offer(len(dims_of(op.y)) - 1)
 
     def _offer_of_heads(
         self, op: nn.AttentionOp | paged.AttentionOp, offers: Sequence[Offer | None]
@@ -255,12 +251,6 @@ class FunctionPlan:
         if isinstance(value, BlockArgument):
             return value.index in self.interface.parameters
         return isinstance(value.owner, nn.GetParameterOp)
-
-    def _is_table(self, value: SSAValue) -> bool:
-        if isinstance(value, BlockArgument):
-            return value.index in self.interface.tables
-        owner = value.owner
-        return isinstance(owner, nn.GetParameterOp) and owner.parameter_name in self.tables
 
     def _is_cut_across(self, op: nn.SliceOp, wanted: Ask) -> bool:
         cut = wanted.cut

@@ -12,11 +12,13 @@ from xdsl.dialects.builtin import FixedBitwidthType, ModuleOp, StringAttr
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute
 
+from ..backend_rngd.isa.machine import load_machine
 from ..ir import dist, nn
 from ..ir.dist_cut import CutAttr, mesh_of
 from ..ir.provenance import join, module_path
 from ..ir.types import Dim, dims_of, dtype_of, shape_of
 from ..ir.verification import callee_name, functions, parameters
+from .exchange_cost import Collective, collective_cycles
 from .rewriting import calls, forward_function
 from .shard_tensor_parallel import WHY
 from .signature import FIRST_CACHE
@@ -26,7 +28,6 @@ NUMBER = re.compile(r"\.\d+(?=\.|$)")
 WHOLE = "what reads it works on all of it"
 CACHE = "with the heads of keys and values that are written to it"
 LOGITS = "by rows of the vocabulary; the host puts them together"
-Collective = dist.AllReduceOp | dist.AllGatherOp | dist.ReduceScatterOp
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Exchange:
     """In which parts travel."""
     algorithm: str | None
     """None: not chosen yet."""
+    cycles: int | None
+    """Of one run on the default machine, if nothing hides it; None without an algorithm."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def _exchange(op: Collective, module: str, runs: int, ranks: int) -> Exchange:
         bytes=prod(shape_of(op.x)) * dtype.bitwidth // 8,
         dtype=str(dtype),
         algorithm=None if op.algorithm is None else op.algorithm.data,
+        cycles=None if op.algorithm is None else collective_cycles(op, ranks, load_machine()),
     )
 
 

@@ -35,7 +35,10 @@ SHARDS = ShardReport(
             "kv_cache.0", ("slots", 3), ("slots", 2), 1, (((0, 2),), ((1, 3),)), 0, 4 / 3, "heads"
         ),
     ),
-    (Exchange("all_reduce", "layers.*.w", runs=2, ranks=2, bytes=64, dtype="f32", algorithm=None),),
+    (
+        Exchange("all_reduce", "layers.*.w", 2, 2, 64, "f32", algorithm="switch", cycles=7654),
+        Exchange("all_gather", "layers.*.v", 2, 2, 32, "f32", algorithm=None, cycles=None),
+    ),
 )
 
 
@@ -268,8 +271,8 @@ def test_how_tensors_are_cut_is_stored_and_shown(
         ("layers.0.w", (4, 4), "rows"),
         ("kv_cache.0", ("slots", 2), "heads"),
     ]
-    assert [one.bytes for one in sharding.exchanges["decode:4,32"]] == [64]
+    assert [one.bytes for one in sharding.exchanges["decode:4,32"]] == [64, 32]
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "two")])
     assert result.exit_code == 0, result.output
-    for shown in ("layers.*.w", "slots x 2", "25%", "1.3", "exchanges of decode:4,32"):
+    for shown in ("layers.*.w", "slots x 2", "25%", "1.3", "exchanges of decode:4,32", "7,654"):
         assert shown in result.stdout

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from random_models import RandomModel, random_models
 from xdsl.dialects.builtin import ModuleOp
 
+from furiosa_llm.backend_rngd.isa.cost_exchange import all_reduce_cycles
+from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.ir.types import dims_of
 from furiosa_llm.ir.verification import parameters
 from furiosa_llm.models.config_types import Bucket
@@ -62,7 +64,7 @@ def test_parts_of_heads_that_do_not_divide() -> None:
     assert (cache.shape, cache.part) == (("slots", 3, 2, 4), ("slots", 1, 2, 4))
     assert cache.ranges == (((0, 1),), ((1, 2),), ((2, 3),), ())
     assert cache.zeros == 0.25
-    assert tensors["logits"].part == (2, 1, 5)
+    assert tensors["logits"].part == (2, 1, 4)
     norm = tensors["model.layers.0.input_layernorm.weight"]
     assert norm.dim is None
     eight = {tensor.name: tensor for tensor in reported(8).tensors}
@@ -77,6 +79,7 @@ def test_exchanges_are_counted_over_the_layers() -> None:
     for one in per_layer:
         assert (one.kind, one.runs, one.ranks) == ("all_reduce", ODD.layers, 4)
         assert (one.dtype, one.bytes) == ("f32", tokens * ODD.width * 4)
+        assert one.cycles == all_reduce_cycles(load_machine(), 4, one.bytes, str(one.algorithm))
     embedding = exchanges["model.embed_tokens"]
     assert (embedding.runs, embedding.dtype) == (1, "bf16")
 
