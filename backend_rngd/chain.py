@@ -27,13 +27,14 @@ from xdsl.passes import ModulePass
 from .. import errors
 from .chain_choice import Choice, Forecast, Load, Pair, choose
 from .encode import Registers
-from .isa.instructions import REGISTERS, Context
+from .isa.instructions import REGISTERS, Context, Dma, Head
 from .isa.machine import Machine, load_machine
 from .isa.plan import Memory
 from .isa.rules import DM_BYTES
 from .place import ALIGNMENT_BYTES, assign_addresses, forget_lifetimes
 from .rngd import (
     AllocOp,
+    ArriveOp,
     BlockOp,
     BufferType,
     CallOp,
@@ -43,6 +44,7 @@ from .rngd import (
     RepeatOp,
     TilingOp,
     buffer_memory,
+    ranks_of,
 )
 from .schedule import BlockProblem
 
@@ -63,9 +65,9 @@ def _early_loads(block: BlockOp, constant: frozenset[int]) -> list[DmaOp]:
     for op in body.ops:
         if isinstance(op, RepeatOp):
             break
-        if not isinstance(op, ExecOp | DmaOp):
+        if not isinstance(op, ExecOp | DmaOp | ArriveOp):
             continue
-        if isinstance(op, DmaOp) and op.destination not in touched:
+        if isinstance(op, DmaOp) and _concerns_no_rank(op.dma) and op.destination not in touched:
             sources = [op.source] if op.index is None else [op.source, op.index]
             known = all(v in body.args and body.args.index(v) in constant for v in sources)
             if known and buffer_memory(op.destination) == "dm":
@@ -74,12 +76,25 @@ def _early_loads(block: BlockOp, constant: frozenset[int]) -> list[DmaOp]:
     return found
 
 
+def _concerns_no_rank(command: Dma) -> bool:
+    """Whether it neither reaches another rank nor waits for one."""
+    return command.head == Head(Context.DMA) and not (
+        command.source.peer or command.destination.peer
+    )
+
+
 def _is_written_once(buffer: SSAValue) -> bool:
     writes = 0
     for use in buffer.uses:
         op = use.operation
-        assert isinstance(op, ExecOp | DmaOp), op
-        writes += (op.out if isinstance(op, ExecOp) else op.destination) is buffer
+        match op:
+            case ExecOp():
+                writes += op.out is buffer
+            case DmaOp():
+                writes += op.destination is buffer
+            case _:
+                assert isinstance(op, ArriveOp), op
+                writes += 1
     return writes == 1
 
 
@@ -297,7 +312,7 @@ class ChainPass(ModulePass):
         loads = {name: program.loads(name, problem) for name, problem in problems.items()}
         loads[callee(program.calls[0])] = []
         forecasts = {name: Forecast(problem) for name, problem in problems.items()}
-        cycles = _Cycles(machine)
+        cycles = _Cycles(machine, ranks_of(op))
         for most_bytes in MOST_BYTES:
             choice = choose(program.pairs, forecasts, loads, most_bytes)
             if not any(choice.entries.values()):
@@ -326,11 +341,12 @@ class _Cycles:
     """Cycles of blocks, by plans that the scheduler is sure to find or to better."""
 
     machine: Machine
+    ranks: int
     known: dict[BlockOp, int] = field(default_factory=dict)
 
     def of(self, block: BlockOp) -> int:
         if block not in self.known:
-            search = BlockProblem(block, self.machine).search()
+            search = BlockProblem(block, self.machine, self.ranks).search()
             self.known[block] = search.cycles(search.quick())
             forget_lifetimes(block.body.block)
         return self.known[block]

@@ -158,10 +158,11 @@ class _Span:
 class BlockProblem:
     """A block's straights as scheduling problems; plans of all of them written into the block."""
 
-    def __init__(self, block: BlockOp, machine: Machine) -> None:
+    def __init__(self, block: BlockOp, machine: Machine, ranks: int | None = None) -> None:
+        """`ranks` run the block together; by default those of the module that it stands in."""
         self._block = block.body.block
         module = block.parent_op()
-        self._ranks = ranks_of(module) if isinstance(module, ModuleOp) else 1
+        self._ranks = ranks or (ranks_of(module) if isinstance(module, ModuleOp) else 1)
         self._straights = list(_straights(self._block))
         self._turns = _turns(self._straights)
         self._allocs = [_allocs_of(straight.commands) for straight in self._straights]
