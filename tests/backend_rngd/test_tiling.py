@@ -14,7 +14,7 @@ from xdsl.context import Context
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.layout import heads, plain
 from furiosa_llm.backend_rngd.isa.machine import load_machine
-from furiosa_llm.backend_rngd.kernels.linear import _objection, check_tiling
+from furiosa_llm.backend_rngd.kernels.linear import _objection, check_tiling, group_chunks
 from furiosa_llm.backend_rngd.rngd import TilingOp
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.backend_rngd.tiling import (
@@ -139,12 +139,36 @@ def test_a_pin_that_does_not_suit_the_product_is_refused(change: dict[str, Any])
     assert caught.value.at == "mlp.up"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": 1},
+        {"tokens": 32},
+        {"every_slice": False},
+        {"load_rows": 32},
+        {"load_chunks": 2},
+        {"command_chunks": 0},
+        {"command_chunks": 8},
+        {"k_split": 2},
+    ],
+)
+def test_a_pin_that_does_not_suit_groups_of_slices_is_refused(change: dict[str, Any]) -> None:
+    key = ProductKey(plain(1792), plain(1024), 64, groups=4)
+    good = search(key, load_machine())
+    check_tiling(key.shape, good, "mlp.down")
+    with pytest.raises(CompileError) as caught:
+        check_tiling(key.shape, replace(good, **change), "mlp.down")
+    assert caught.value.code == "BCK006"
+
+
 SMALL = {
     "few tokens": ProductKey(plain(512), plain(700), 3),
     "more tokens than lanes": ProductKey(plain(2048), plain(1024), 13, bias=True),
     "heads of a shard": ProductKey(plain(1024), heads(4, 64, rotary=True), 2, may_repeat=True),
     "many tokens": ProductKey(plain(2048), plain(1024), 96),
     "logits": ProductKey(plain(576), plain(3000), 1, DType.F32),
+    "groups of slices": ProductKey(plain(4096), plain(1024), 96, groups=4),
+    "groups whose units are chunks": ProductKey(plain(1792), plain(1024), 64, groups=4),
 }
 
 
@@ -167,9 +191,11 @@ def test_only_streamed_tokens_take_a_residual() -> None:
 def _all_tilings(key: ProductKey) -> list[MatmulTiling]:
     """Every valid tiling on a grid of tokens, rows, chunks, splits."""
     shape = key.shape
-    chunks = range(1, shape.k_chunks + 1)
+    chunks = range(1, (group_chunks(shape)[0] if key.groups > 1 else shape.k_chunks) + 1)
     grid = (
-        MatmulTiling(role, tokens, rows, load, load_chunks, command, parts, per_row, every)
+        MatmulTiling(
+            role, tokens, rows, load, load_chunks, command, parts, per_row, every, key.groups
+        )
         for role in Role
         for tokens in {1, 2, 4, 8, 16, shape.tokens}
         for load in range(4, shape.per_slice + 1, 4)

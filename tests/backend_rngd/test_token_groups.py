@@ -7,8 +7,10 @@ import itertools
 import pytest
 from decoder_cases import Case, check
 from small_decoder import Decoder
+from xdsl.context import Context
 
 from furiosa_llm.backend_rngd import tile
+from furiosa_llm.backend_rngd.rngd import TilingOp
 from furiosa_llm.models.config_types import Bucket
 
 CASES = {
@@ -47,3 +49,22 @@ def test_values_do_not_depend_on_the_grouping(name: str, monkeypatch: pytest.Mon
     prices = itertools.cycle([1.0, 0.0])
     monkeypatch.setattr(tile, "_cycles", lambda blocks: next(prices))
     check(CASES[name])
+
+
+def test_pinned_groups_are_taken_whatever_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = CASES["several kv heads"].decoder
+    prices = itertools.cycle([1.0, 0.0])
+    monkeypatch.setattr(tile, "_cycles", lambda blocks: next(prices))
+    chosen = _tilings(decoder, ())
+    assert any("groups=4" in record for record in chosen.values())
+    monkeypatch.setattr(tile, "_cycles", lambda blocks: 1.0)  # alone, if there is a choice
+    assert not any("groups=4" in record for record in _tilings(decoder, ()).values())
+    assert _tilings(decoder, tuple(f"{name}: {text}" for name, text in chosen.items())) == chosen
+
+
+def _tilings(decoder: Decoder, pins: tuple[str, ...]) -> dict[str, str]:
+    """The records of all products, by name."""
+    module = decoder.module()
+    tile.TilePass.for_bucket(decoder.bucket, pins=pins).apply(Context(), module)
+    found = [op for op in module.walk() if isinstance(op, TilingOp)]
+    return {op.product.data: op.record.data for op in found}
