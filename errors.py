@@ -155,18 +155,6 @@ def bucket_beyond_context(name: str, length: int, context: int) -> CompileError:
     )
 
 
-def unsupported_tensor_parallel(size: int) -> CompileError:
-    """BLD005: this version cannot compile for several PEs."""
-    return CompileError(
-        "BLD005",
-        f"cannot compile for {size} PEs",
-        at=f"tensor_parallel_size {size}",
-        cause="this version has no code for the exchanges of several PEs",
-        next_step="set --tensor-parallel-size to 1",
-        exit_code=2,
-    )
-
-
 def unknown_model_option(key: str, known: Iterable[str]) -> CompileError:
     """BLD006: `--additional-model-config` has a key that means nothing."""
     return CompileError(

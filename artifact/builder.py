@@ -58,7 +58,7 @@ class ArtifactBuilder:
     `num_blocks_per_pp_stage` says, else equally many; only they and the devices are what a loader
     may change. `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums.
 
-    Raises: BLD002, BLD003, BLD005, BLD014, BLD015, BCK006, PAR001 to PAR009, PAR012, PAR014 to
+    Raises: BLD002, BLD003, BLD014, BLD015, BCK006, PAR001 to PAR009, PAR012, PAR014 to
     PAR017.
     """
 
@@ -80,8 +80,6 @@ class ArtifactBuilder:
     ) -> None:
         stages = stage_count(pipeline_parallel_size, num_blocks_per_pp_stage)
         self.mesh = make_mesh(devices, tp=tensor_parallel_size, pp=stages)
-        if tensor_parallel_size != 1:
-            raise errors.unsupported_tensor_parallel(tensor_parallel_size)
         if partial_sum not in get_args(PartialSum):
             raise errors.unknown_partial_sum(partial_sum, get_args(PartialSum))
         if optimization_level not in get_args(OptimizationLevel):

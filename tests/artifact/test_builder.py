@@ -22,7 +22,6 @@ from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.frontend.parameters import ParameterSpec
 from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsFile
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.models.mesh import make_mesh
 from furiosa_llm.passes.shard_report import Exchange, ShardReport, TensorCut
 
 BUCKETS: dict[str, Any] = {"prefill_buckets": [(1, 16)], "decode_buckets": [(1, 32), (4, 32)]}
@@ -215,8 +214,6 @@ def test_the_optimization_level_is_recorded_and_part_of_the_identity(
 def test_options_that_mean_nothing_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FuriosaLLMError, match="BLD010"):
         ArtifactBuilder(model).build(tmp_path / "out", weights="move")  # type: ignore[arg-type]
-    with pytest.raises(FuriosaLLMError, match="BLD005"):
-        ArtifactBuilder(model, tensor_parallel_size=4)
     with pytest.raises(FuriosaLLMError, match="BLD014"):
         ArtifactBuilder(model, optimization_level=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="bucket"):
@@ -262,9 +259,7 @@ def test_how_tensors_are_cut_is_stored_and_shown(
 ) -> None:
     ArtifactBuilder(model, **BUCKETS).build(tmp_path / "one")
     assert read_artifact(tmp_path / "one").sharding is None
-    builder = ArtifactBuilder(model, **BUCKETS)
-    builder.mesh = make_mesh(tp=2)
-    builder.build(tmp_path / "two")
+    ArtifactBuilder(model, **BUCKETS, tensor_parallel_size=2).build(tmp_path / "two")
     sharding = read_artifact(tmp_path / "two").sharding
     assert sharding is not None
     assert [(t.name, t.part, t.why) for t in sharding.tensors] == [

@@ -31,7 +31,6 @@ IMPOSSIBLE = [
     (["--num-blocks-per-pp-stage", "2,2", "-pp", "3"], "PAR012", ["2"]),
     (["--num-blocks-per-pp-stage", "2;2"], "PAR013", ["16,16"]),
     (["-pp", "0"], "PAR014", ["1"]),
-    (["-tp", "2"], "BLD005", ["1"]),
 ]
 """Of a model with four blocks: options, code, what the error must name."""
 
@@ -81,6 +80,7 @@ def test_impossible_requests_are_refused_before_torch_is_imported_or_weights_are
         (["-pp", "2"], "npu:0:0,npu:1:0", None),
         (["--num-blocks-per-pp-stage", "1,3"], "npu:0:0,npu:1:0", (1, 3)),
         (["-pp", "2", "--devices", "npu:3:4-5"], "npu:3:4,npu:3:5", None),
+        (["-tp", "4", "-pp", "2"], "npu:0:0-3,npu:1:0-3", None),
     ],
 )
 def test_possible_requests_reach_the_builder(
