@@ -1362,6 +1362,18 @@ def too_many_cycles(bucket: str, cycles: int, limit: int) -> SimulationFault:
     )
 
 
+def no_stage_cut(bucket: str, asked: Sequence[int], cuts: Sequence[int]) -> SimulationFault:
+    """SIM029: pipeline stages would begin where calls cannot be cut."""
+    near = sorted(cuts, key=lambda cut: (min(abs(cut - start) for start in asked), cut))
+    return SimulationFault(
+        "SIM029",
+        f"no pipeline stages begin with calls {list(asked)}",
+        at=bucket,
+        cause="stages follow each other, and nothing but what a cut sends may be carried over it",
+        next_step=f"cut before calls {sorted(near[:8])}" if cuts else "run it as one stage",
+    )
+
+
 def host_memory_exhausted(bucket: str) -> SimulationFault:
     """SIM028: the host has no memory left while a program runs."""
     return SimulationFault(

@@ -54,6 +54,7 @@ from .rngd import (
     buffer_memory,
     steps_of,
 )
+from .stage_cuts import with_stage_cuts
 
 Key = tuple[SSAValue | None, tuple[int, ...]]
 """What a register stands for: an HBM buffer (None on chip), and its steps."""
@@ -276,7 +277,7 @@ def encode_program(module: ModuleOp, model_name: str) -> Program:
         blocks=tuple(tables),
         calls=tuple(_calls(calls, blocks, regions)),
     )
-    return Program(header, tuple(commands))
+    return with_stage_cuts(Program(header, tuple(commands)))
 
 
 def _calls(

@@ -25,10 +25,11 @@ from ..backend_rngd.isa.plan import ExecPlan, Plan
 from .checks import check_dma, check_exec, work_of
 from .dma_values import Sides, bind_dma
 from .exec_values import Step, bind_exec
-from .hbm import TensorSource
+from .hbm import Region, TensorSource
 from .initialised import check_initialised
 from .loader import Loader
 from .ranks import Chips, Rank
+from .stages import Stage, reloaded, stages_of
 from .tensor_io import check_inputs, element_view
 from .weights import WeightCache
 
@@ -57,30 +58,39 @@ class _Output:
 class _Bound:
     """A program with its addresses resolved."""
 
-    inputs: dict[str, Array]
+    inputs: dict[str, tuple[Array, ...]]
+    """For each stage."""
     outputs: dict[str, _Output]
     steps: tuple[Step, ...]
 
 
 class Device:
-    """Processing elements with their HBM: as many as the ranks of the programs that it runs."""
+    """Processing elements with their HBM: one for each rank of each stage of its programs."""
 
     def __init__(self, *, weight_cache_bytes: int | None = None) -> None:
         """`weight_cache_bytes`: room for decoded weights; by default half of the host's memory."""
-        self._chips: dict[int, Chips] = {}
-        """The slices by number of ranks."""
+        self._chips: dict[tuple[int, int], Chips] = {}
+        """The slices by number of ranks and stage."""
+        self._starts: dict[Program, tuple[int, ...]] = {}
+        """Calls that begin pipeline stages."""
         self._weights = WeightCache(weight_cache_bytes)
         self._loader = Loader()
         self._bound: dict[Program, _Bound] = {}
         self._passes: dict[tuple[int, ...], tuple[Plan, Step]] = {}
         """Bound passes by memory, plan and addresses; the plan is kept so that its id stays its."""
 
-    def load(self, program: Program, source: TensorSource) -> None:
+    def load(
+        self, program: Program, source: TensorSource, stage_starts: Sequence[int] = ()
+    ) -> None:
         """Let the program's parameters come from `source`, which is asked when they are used.
 
         `source(name)` gives a checkpoint tensor in its own layout: bf16, or f16 or f32, which are
-        rounded. A parameter that another program has loaded keeps its source.
+        rounded. A parameter that another program has loaded keeps its source. The calls
+        `stage_starts` each begin another pipeline stage, on memories of its own. Raises: SIM029.
         """
+        stages_of(program, stage_starts)
+        self._starts[program] = tuple(stage_starts)
+        self._bound.pop(program, None)
         self._loader.give_source(program, source)
 
     def allocate_caches(self, program: Program, slots: int) -> None:
@@ -115,8 +125,9 @@ class Device:
         if bound is None:
             bound = self._bind(program)
             self._bound[program] = bound
-        for name, target in bound.inputs.items():
-            target[...] = inputs[name]
+        for name, targets in bound.inputs.items():
+            for target in targets:
+                target[...] = inputs[name]
         with np.errstate(all="ignore"):
             for step in bound.steps:
                 step()
@@ -125,51 +136,65 @@ class Device:
 
     def _bind(self, program: Program) -> _Bound:
         check_order(program)
-        regions = self._loader.regions(program)
+        stages = stages_of(program, self._starts.get(program, ()))
+        regions = [self._loader.regions(program) for _ in stages]
         _check_program_work(program)
-        count = program.header.tensor_parallel_size
-        if count not in self._chips:
-            self._chips[count] = Chips(count)
-        chips = self._chips[count]
-        ranks = [Rank(*pair) for pair in zip(chips.of_rank, regions, strict=True)]
-        steps = tuple(
-            step for call in program.calls for step in self._bind_call(program, call, chips, ranks)
-        )
+        steps: list[Step] = []
+        for number, stage in enumerate(stages):
+            if number:
+                steps.append(_send(stage, regions[number - 1], regions[number]))
+            steps += self._bind_stage(program, number, stage, regions[number])
 
         def name(call: Call, issued: Issued) -> str:
             return place(program, call, issued)
 
-        check_initialised(program, regions[0], name)
+        check_initialised(program, stages, regions[0][0], name)
         inputs, outputs = {}, {}
         for number, table in enumerate(program.regions):
             if table.input is not None:
-                content = regions[0][number].content()
-                content[:] = 0
-                inputs[table.input.name] = element_view(table.input, content)
+                contents = [of_stage[0][number].content() for of_stage in regions]
+                for content in contents:
+                    content[:] = 0
+                inputs[table.input.name] = tuple(element_view(table.input, c) for c in contents)
             if table.output is not None:
                 io = table.output
-                parts = tuple(element_view(io, own[number].content()) for own in regions)
+                parts = tuple(element_view(io, own[number].content()) for own in regions[-1])
                 outputs[io.name] = _Output(io, parts)
-        return _Bound(inputs, outputs, steps)
+        return _Bound(inputs, outputs, tuple(steps))
 
-    def _bind_call(
-        self, program: Program, call: Call, chips: Chips, ranks: Sequence[Rank]
+    def _bind_stage(
+        self, program: Program, number: int, stage: Stage, regions: Sequence[Sequence[Region]]
     ) -> Iterator[Step]:
-        expanded = expand_call(program, call)
-        for issued in expanded.issued:
+        """`regions` are those of each rank of the stage."""
+        key = (len(regions), number)
+        if key not in self._chips:
+            self._chips[key] = Chips(len(regions))
+        chips = self._chips[key]
+        ranks = [Rank(*pair) for pair in zip(chips.of_rank, regions, strict=True)]
+        for call, issued in reloaded(program, stage):
+            yield from self._bind_command(program, call, issued, chips, ranks)
+        for call in program.calls[stage.calls.start : stage.calls.stop]:
+            for issued in expand_call(program, call).issued:
+                yield from self._bind_command(program, call, issued, chips, ranks)
 
-            def where(issued: Issued = issued) -> str:
-                return place(program, call, issued)
+    def _bind_command(
+        self, program: Program, call: Call, issued: Issued, chips: Chips, ranks: Sequence[Rank]
+    ) -> Iterator[Step]:
+        """The command on all ranks."""
+        registers = expand_call(program, call).registers
 
-            if isinstance(issued.plan, ExecPlan):
-                resolved = tuple(a.resolve(expanded.registers) for a in issued.addresses)
-                yield from self._bind_pass(issued.plan, resolved, chips, where)
-                continue
-            for rank, own in enumerate(ranks):
-                resolved = tuple(a.resolve(expanded.registers, rank) for a in issued.addresses)
-                check_dma(issued, rank, resolved, own.regions, own.memory.slices, where)
-                sides = Sides.of(issued.plan.command, rank, ranks)
-                yield bind_dma(issued.plan, resolved, sides, self._weights, where)
+        def where() -> str:
+            return place(program, call, issued)
+
+        if isinstance(issued.plan, ExecPlan):
+            resolved = tuple(a.resolve(registers) for a in issued.addresses)
+            yield from self._bind_pass(issued.plan, resolved, chips, where)
+            return
+        for rank, own in enumerate(ranks):
+            resolved = tuple(a.resolve(registers, rank) for a in issued.addresses)
+            check_dma(issued, rank, resolved, own.regions, own.memory.slices, where)
+            sides = Sides.of(issued.plan.command, rank, ranks)
+            yield bind_dma(issued.plan, resolved, sides, self._weights, where)
 
     def _bind_pass(
         self, plan: ExecPlan, resolved: tuple[int, ...], chips: Chips, where: Callable[[], str]
@@ -183,6 +208,23 @@ class Device:
                 check_exec(plan, resolved, memory.slices, where)
                 self._passes[key] = plan, bind_exec(plan, resolved, memory, self._weights, where)
             yield self._passes[key][1]
+
+
+def _send(
+    stage: Stage, before: Sequence[Sequence[Region]], after: Sequence[Sequence[Region]]
+) -> Step:
+    """Each rank's bytes of one stage to the same rank of the next."""
+    copies = []
+    for piece in stage.sends:
+        part = slice(piece.offset, piece.offset + piece.size)
+        for old, new in zip(before, after, strict=True):
+            copies.append((new[piece.region].content()[part], old[piece.region].content()[part]))
+
+    def send() -> None:
+        for target, content in copies:
+            target[...] = content
+
+    return send
 
 
 def _check_program_work(program: Program) -> None:

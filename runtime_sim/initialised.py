@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import errors
 from ..backend_rngd.isa.container import Call, Program
-from ..backend_rngd.isa.expand import Issued, expand_call
+from ..backend_rngd.isa.expand import Issued, call_registers, expand_call
 from ..backend_rngd.isa.instructions import MAX_RANKS, Control, Exec, Indirect, Sink, Space
 from ..backend_rngd.isa.plan import DmaPlan, ExecPlan, Memory
 from ..backend_rngd.isa.rules import DM_BYTES
@@ -43,6 +43,7 @@ from .hbm import Buffer, Region
 from .memory import ChipMemory
 from .ranks import Chips, Rank
 from .register_file import LaneWindow
+from .stages import Stage, reloaded
 from .stream import StreamReader
 from .tensor_io import element_view
 from .vector import VectorProgram
@@ -51,11 +52,34 @@ Array = np.ndarray
 Namer = Callable[[Call, Issued], str]
 
 
-def check_initialised(program: Program, regions: Sequence[Region], name: Namer) -> None:
-    """Walk `program`. Raises: SIM012 (a read), SIM023 (an output that is not all written)."""
-    shadow = _Shadow(regions, _shadows(program))
+def check_initialised(
+    program: Program, stages: Sequence[Stage], regions: Sequence[Region], name: Namer
+) -> None:
+    """Walk `program`, each stage on memories of its own.
+
+    Raises: SIM012 (a read), SIM023 (an output that is not all written).
+    """
+    ranks = _shadows(program)
+    shadow = _Shadow(regions, ranks)
+    for number, stage in enumerate(stages):
+        if number:
+            shadow = shadow.next_stage(stage, regions)
+        for call, issued in reloaded(program, stage):
+            shadow.visit(issued, call_registers(call), lambda: name(call, issued))  # noqa: B023
+        _walk(program, stage, shadow, regions, name)
+    for number, region in enumerate(program.regions):
+        if region.output is not None:
+            for content in shadow.contents(number):
+                missing = np.argwhere(element_view(region.output, content) == 0)
+                if len(missing):
+                    raise errors.unwritten_output(region.output.name, str(missing[0].tolist()))
+
+
+def _walk(
+    program: Program, stage: Stage, shadow: _Shadow, regions: Sequence[Region], name: Namer
+) -> None:
     walked: set[tuple[object, ...]] = set()
-    for call in program.calls:
+    for call in program.calls[stage.calls.start : stage.calls.stop]:
         expanded = expand_call(program, call)
         key = (call.block, *_tracked_bindings(call, regions))
         if key in walked:
@@ -63,12 +87,6 @@ def check_initialised(program: Program, regions: Sequence[Region], name: Namer) 
         walked.add(key)
         for issued in expanded.issued:
             shadow.visit(issued, expanded.registers, lambda: name(call, issued))  # noqa: B023
-    for number, region in enumerate(program.regions):
-        if region.output is not None:
-            for content in shadow.contents(number):
-                missing = np.argwhere(element_view(region.output, content) == 0)
-                if len(missing):
-                    raise errors.unwritten_output(region.output.name, str(missing[0].tolist()))
 
 
 def _shadows(program: Program) -> int:
@@ -98,6 +116,16 @@ class _Shadow:
             Rank(memory, [_unwritten(r) if r.tracked else r for r in regions])
             for memory in self._chips.of_rank
         ]
+
+    def next_stage(self, stage: Stage, regions: Sequence[Region]) -> _Shadow:
+        """The memories of `stage`, which has only what it is sent."""
+        after = _Shadow(regions, len(self._ranks))
+        for piece in stage.sends:
+            part = slice(piece.offset, piece.offset + piece.size)
+            pairs = zip(self.contents(piece.region), after.contents(piece.region), strict=True)
+            for old, new in pairs:
+                new[part] = old[part]
+        return after
 
     def contents(self, number: int) -> list[Array]:
         """Each rank's bytes of a region."""

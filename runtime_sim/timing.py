@@ -120,23 +120,33 @@ class ProgramTiming:
 
 
 def time_program(
-    program: Program, machine: Machine, *, sharers: int = 1, max_cycles: int = MAX_CYCLES
+    program: Program,
+    machine: Machine,
+    *,
+    sharers: int = 1,
+    max_cycles: int = MAX_CYCLES,
+    calls: range | None = None,
 ) -> ProgramTiming:
     """Time one run of `program` while `sharers` PEs, this one included, load from HBM.
 
     All ranks are alike, so this is the time of one; bytes and shares are a rank's, too. Ranks load
-    at the same time, so there are never fewer sharers than ranks.
+    at the same time, so there are never fewer sharers than ranks. `calls` are those of a pipeline
+    stage, else all.
 
     Raises: VED011, SIM001 to SIM003, SIM005, SIM006, SIM027 (more than `max_cycles`).
     """
     sharers = max(sharers, program.header.tensor_parallel_size)
     costs = Costs(program, machine, sharers)
-    blocks = [_time_block(program, block, costs) for block in program.blocks]
+    own_calls = program.calls if calls is None else program.calls[calls.start : calls.stop]
+    blocks = {
+        number: _time_block(program, program.blocks[number], costs)
+        for number in sorted({call.block for call in own_calls})
+    }
     control = machine.control
     launch = number_spread(machine, "control.launch_cycles")
     rows: dict[str, _Row] = {LAUNCH_ROW: _Row(control.launch_cycles, spread=launch)}
     contexts: Counter[str] = Counter()
-    for call in program.calls:
+    for call in own_calls:
         timing = blocks[call.block]
         contexts.update(timing.contexts)
         entries = program.blocks[call.block].provenance
@@ -169,10 +179,19 @@ def time_program(
         low_us=low_us,
         high_us=high_us,
         dominant_us=dominant_us,
-        hbm_capacity_utilization=sum(r.bytes_for(slots=0) for r in program.regions)
+        hbm_capacity_utilization=_resident_bytes(program, calls)
         * sharers
         / machine.hbm.capacity_bytes,
     )
+
+
+def _resident_bytes(program: Program, calls: range | None) -> int:
+    """Bytes of all regions, or of those that a stage's calls use; KV caches left out."""
+    regions = set(range(len(program.regions)))
+    if calls is not None:
+        stage = program.calls[calls.start : calls.stop]
+        regions = {binding.region for call in stage for binding in call.bindings}
+    return sum(program.regions[i].bytes_for(slots=0) for i in regions)
 
 
 @dataclass

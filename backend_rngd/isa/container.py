@@ -29,7 +29,7 @@ from ... import errors
 from .canonical import canonical
 from .cut import Cut
 from .dtypes import DType
-from .instructions import MAX_RANKS, REGISTERS, Control, Dma, Exec, Instruction
+from .instructions import MAX_RANKS, REGISTERS, Control, Dma, Exec, Instruction, Space
 from .layout import Count, Derived, Layout, RankNumbers, Size, Table
 from .rank_rules import partners
 from .record_types import CONTROL, DMA, EXEC, KIND_CONTROL, KIND_DMA, KIND_EXEC
@@ -184,6 +184,33 @@ class Call(Table):
     successor: Count | None = None
 
 
+class Piece(Table):
+    """Bytes of a region."""
+
+    region: Count
+    offset: Count
+    size: Size
+
+
+class Reload(Table):
+    """A transfer of a call, with that call's registers."""
+
+    call: Count
+    entry: Count
+
+
+class StageCut(Table):
+    """A pipeline stage may begin with `call`, which has memories of its own then.
+
+    It gets `sends` from the stage before it, and runs `reloads` first: the transfers by which
+    earlier calls have brought constants to data memory that it finds there.
+    """
+
+    call: Count
+    sends: tuple[Piece, ...]
+    reloads: tuple[Reload, ...] = ()
+
+
 class Header(Table):
     """Everything but the records."""
 
@@ -194,6 +221,8 @@ class Header(Table):
     regions: tuple[Region, ...]
     blocks: tuple[Block, ...]
     calls: tuple[Call, ...]
+    stage_cuts: tuple[StageCut, ...] = ()
+    """Where the calls may be cut into pipeline stages, in their order; the loader chooses."""
 
 
 class Program:
@@ -415,6 +444,39 @@ def _check_references(name: str, program: Program) -> None:
         problem = registers[call.block].problem_of([b.register_number for b in call.bindings])
         if problem is not None:
             raise errors.bad_header(name, f"calls.{i}.bindings", problem)
+    for i, cut in enumerate(header.stage_cuts):
+        problem = _problem_of_cut(program, cut)
+        if problem is not None:
+            raise errors.bad_header(name, f"stage_cuts.{i}", problem)
+    numbers = [cut.call for cut in header.stage_cuts]
+    if numbers != sorted(set(numbers)):
+        raise errors.bad_header(name, "stage_cuts", "cuts come in the order of their calls")
+
+
+def _problem_of_cut(program: Program, cut: StageCut) -> str | None:
+    """What a cut names that does not exist."""
+    if not 0 < cut.call < len(program.calls):
+        return "a stage begins between two calls"
+    for piece in cut.sends:
+        if piece.region >= len(program.regions):
+            return "no such region"
+        region = program.regions[piece.region]
+        sent = region.output is not None or region.scratch_bytes is not None
+        if not sent or piece.offset + piece.size > region.bytes_for(slots=0):
+            return f"the bytes of {region.name} that are sent are not what calls write"
+    for reload in cut.reloads:
+        if reload.call >= cut.call:
+            return "a stage loads again what calls before it have loaded"
+        block = program.blocks[program.calls[reload.call].block]
+        if reload.entry >= block.count:
+            return "no such entry"
+        c = program.commands[block.first + reload.entry]
+        if not isinstance(c, Dma) or (c.source.space, c.destination.space) != (
+            Space.HBM,
+            Space.DM,
+        ):
+            return "a stage loads again by transfers from HBM to data memory"
+    return None
 
 
 def _check_partners(name: str, program: Program, block: Block, entry: int, c: Exec | Dma) -> None:

@@ -190,6 +190,8 @@ LIMITS: Mapping[str, Limits] = MappingProxyType(
         "model.time_factor": Limits(0.1, 10),
         "exchange.message_cycles": _ONCE,
         "exchange.signal_cycles": _ONCE,
+        "exchange.pcie_bytes_per_cycle": _RATE,
+        "exchange.p2p_latency_cycles": _ONCE,
     }
 )
 """Every number that a description may choose."""

@@ -209,6 +209,8 @@ class Exchange:
     message_cycles: int
     """A card delivers one message after the other, each in so many cycles."""
     signal_cycles: int
+    pcie_bytes_per_cycle: float
+    p2p_latency_cycles: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,7 @@ from furiosa_llm.backend_rngd.isa.machine import Machine, load_machine, parse_ma
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
 from furiosa_llm.backend_rngd.isa.router import broadcast_trace
 from furiosa_llm.errors import BinaryError
+from furiosa_llm.runtime_sim.pipeline_timing import send_cycles
 from furiosa_llm.runtime_sim.timing import time_program
 
 BOOK = load_machine("book")
@@ -239,6 +240,7 @@ def reports(machine: Machine) -> list[object]:
         out.append(replace(timing, modules=()))
     exchange = make_program(exchanging(), values, {}, ranks=8)
     out.append(replace(time_program(exchange, machine), modules=()))
+    out.append(send_cycles([1 << 20], 1, machine, across_cards=True))
     return out
 
 

@@ -1,0 +1,283 @@
+"""Where a program's calls may be cut into pipeline stages, and what a cut has to bring along.
+
+A stage begins with nothing but the model's inputs, parameters and tables. What earlier calls have
+left in HBM for later ones is sent; constants that calls find in data memory because an earlier call
+loaded them (`chain.py`) are loaded again. A cut through a layer's KV cache, or through results that
+stand in data memory, is none. Bytes are those of footprints, which are hulls: what is sent may be
+more than what is read, never less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .isa.container import Block, Call, Header, Piece, Program, Reload, StageCut
+from .isa.expand import Issued, expand_block
+from .isa.instructions import Control, Dma, Exec, Space
+from .isa.plan import SLICE_ADDRESS_BYTES, DmaPlan, Footprint, Memory
+
+Span = tuple[int, int]
+WHOLE: Span = (0, 1 << 40)
+"""Of a region, whatever its size."""
+
+
+class Spans:
+    """A set of bytes: disjoint spans in ascending order."""
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._spans: list[Span] = []
+        for span in spans:
+            self.add(*span)
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans)
+
+    def copy(self) -> Spans:
+        other = Spans()
+        other._spans = list(self._spans)
+        return other
+
+    def add(self, low: int, high: int) -> None:
+        apart = [(a, b) for a, b in self._spans if b < low or high < a]
+        for a, b in self._spans:
+            if not (b < low or high < a):
+                low, high = min(low, a), max(high, b)
+        self._spans = sorted([*apart, (low, high)])
+
+    def remove(self, low: int, high: int) -> None:
+        self._spans = [
+            part
+            for a, b in self._spans
+            for part in ((a, min(b, low)), (max(a, high), b))
+            if part[0] < part[1]
+        ]
+
+    def common(self, low: int, high: int) -> list[Span]:
+        """What it has of [low, high)."""
+        return [(max(a, low), min(b, high)) for a, b in self._spans if a < high and low < b]
+
+
+@dataclass
+class _Use:
+    """What a block does to a memory: bytes read before it writes them, and bytes written."""
+
+    reads: Spans = field(default_factory=Spans)
+    writes: Spans = field(default_factory=Spans)
+    fills: Spans = field(default_factory=Spans)
+    """Bytes that are certainly written, every one."""
+
+    def read(self, low: int, high: int) -> None:
+        left = Spans([(low, high)])
+        for span in self.fills:
+            left.remove(*span)
+        for span in left:
+            self.reads.add(*span)
+
+
+@dataclass
+class _BlockUse:
+    """A block's use of data memory, and of HBM by register, relative to the register's value."""
+
+    dm: _Use = field(default_factory=_Use)
+    hbm: dict[int, _Use] = field(default_factory=dict)
+    writers: dict[tuple[Span, int | None], None] = field(default_factory=dict)
+    """What is written in data memory, in order, and the entry if it is a transfer from HBM."""
+
+
+def _block_use(program: Program, block: Block) -> _BlockUse:
+    repeated = _repeated(program, block)
+    use = _BlockUse()
+    seen: set[tuple[object, ...]] = set()
+    for issued in expand_block(program, block):
+        for write in (False, True):
+            for touch in _touches(issued, write, program.header.tensor_parallel_size):
+                # Most accesses repeat one before them; a read may come after a write of its bytes.
+                key = (write, *touch)
+                if key not in seen:
+                    seen.add(key)
+                    _note(use, issued, write, *touch)
+                if write and touch[0] is None:
+                    loaded = isinstance(issued.command, Dma) and issued.entry not in repeated
+                    writer = (touch[1], issued.entry if loaded else None)
+                    use.writers.pop(writer, None)
+                    use.writers[writer] = None
+    return use
+
+
+def _note(
+    use: _BlockUse, issued: Issued, write: bool, register: int | None, span: Span, dense: bool
+) -> None:
+    memory = use.dm if register is None else use.hbm.setdefault(register, _Use())
+    if not write:
+        memory.read(*span)
+        return
+    memory.writes.add(*span)
+    # What a pass or a transfer leaves out of its hull in data memory, reading it is a fault.
+    if dense or register is None:
+        memory.fills.add(*span)
+
+
+Touch = tuple[int | None, Span, bool]
+"""The register, or None for data memory; bytes; whether all of them."""
+
+
+def _touches(issued: Issued, write: bool, ranks: int) -> Iterator[Touch]:
+    for address, f in zip(issued.addresses, issued.plan.footprints, strict=True):
+        if f.write != write or f.memory not in (Memory.DM, Memory.HBM):
+            continue
+        for rank in range(ranks if address.rank_stride else 1):
+            at = address.offset_of(rank)
+            if f.memory == Memory.DM:
+                local = at % SLICE_ADDRESS_BYTES if isinstance(issued.plan, DmaPlan) else at
+                yield None, (local + f.low, local + f.high), True
+            else:
+                register = address.register if address.register is not None else 0
+                yield register, *_in_hbm(at, f, issued)
+
+
+def _in_hbm(at: int, f: Footprint, issued: Issued) -> tuple[Span, bool]:
+    if f.whole_region:
+        return WHOLE, False
+    assert isinstance(issued.plan, DmaPlan)
+    return (at + f.low, at + f.high), issued.plan.bytes == f.high - f.low
+
+
+def _repeated(program: Program, block: Block) -> set[int]:
+    """Entries inside repeats."""
+    inside: set[int] = set()
+    for i, command in enumerate(program.block_commands(block)):
+        if isinstance(command, Control):
+            inside.update(range(i + 1, i + 1 + command.length))
+    return inside
+
+
+def with_stage_cuts(program: Program) -> Program:
+    """The program with all cuts between its calls at which a stage may begin."""
+    cuts = tuple(_cuts(program))
+    return Program(program.header.model_copy(update={"stage_cuts": cuts}), program.commands)
+
+
+def _cuts(program: Program) -> Iterator[StageCut]:
+    uses = [_block_use(program, block) for block in program.blocks]
+    calls, header = program.calls, program.header
+    live = _live_before(header, calls, uses)
+    crossed = _crossed_caches(header, calls)
+    written: dict[int, Spans] = {}
+    owners = _Owners(program)
+    for number, call in enumerate(calls):
+        dm, hbm = live[number]
+        reloads = owners.of(dm)
+        if number and not crossed[number] and reloads is not None:
+            yield StageCut(call=number, sends=tuple(_sends(header, hbm, written)), reloads=reloads)
+        use = uses[call.block]
+        for region, span in _bound(header, call, use, "writes"):
+            written.setdefault(region, Spans()).add(*span)
+        owners.write(number, use)
+
+
+def _live_before(
+    header: Header, calls: Sequence[Call], uses: Sequence[_BlockUse]
+) -> list[tuple[Spans, dict[int, Spans]]]:
+    """For each call, the bytes that it or later calls read: of data memory, of regions."""
+    dm = Spans()
+    hbm = {
+        i: Spans([(0, region.bytes_for(slots=0))])
+        for i, region in enumerate(header.regions)
+        if region.output is not None
+    }
+    found = []
+    for call in reversed(calls):
+        use = uses[call.block]
+        for span in use.dm.writes:
+            dm.remove(*span)
+        for span in use.dm.reads:
+            dm.add(*span)
+        for region, span in _bound(header, call, use, "fills"):
+            if region in hbm:
+                hbm[region].remove(*span)
+        for region, span in _bound(header, call, use, "reads"):
+            hbm.setdefault(region, Spans()).add(*span)
+        found.append((dm.copy(), {region: spans.copy() for region, spans in hbm.items()}))
+    return found[::-1]
+
+
+def _bound(header: Header, call: Call, use: _BlockUse, kind: str) -> Iterator[tuple[int, Span]]:
+    """(region, bytes) of what a call does to scratch and outputs."""
+    for binding in call.bindings:
+        region = header.regions[binding.region]
+        if binding.register_number in use.hbm and (region.output or region.scratch_bytes):
+            size = region.bytes_for(slots=0)
+            for low, high in getattr(use.hbm[binding.register_number], kind):
+                span = min(low + binding.offset, size), min(high + binding.offset, size)
+                if (low, high) == WHOLE:
+                    span = (0, size)
+                yield binding.region, span
+
+
+def _crossed_caches(header: Header, calls: Sequence[Call]) -> list[bool]:
+    """For each call, whether calls on both sides of its beginning use one KV cache."""
+    users: dict[int, list[int]] = {}
+    for number, call in enumerate(calls):
+        for binding in call.bindings:
+            if header.regions[binding.region].cache is not None:
+                users.setdefault(binding.region, []).append(number)
+    return [
+        any(own[0] < number <= own[-1] for own in users.values()) for number in range(len(calls))
+    ]
+
+
+def _sends(header: Header, live: dict[int, Spans], written: dict[int, Spans]) -> Iterator[Piece]:
+    for region in sorted(live.keys() & written.keys()):
+        parts = Spans(part for span in live[region] for part in written[region].common(*span))
+        for low, high in parts:
+            yield Piece(region=region, offset=low, size=high - low)
+
+
+class _Owners:
+    """Who wrote each byte of data memory last."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._spans: dict[tuple[int, int | None], Spans] = {}
+
+    def write(self, number: int, use: _BlockUse) -> None:
+        for (low, high), entry in use.writers:
+            for spans in self._spans.values():
+                spans.remove(low, high)
+            self._spans.setdefault((number, entry), Spans()).add(low, high)
+        self._spans = {owner: spans for owner, spans in self._spans.items() if list(spans)}
+
+    def of(self, live: Spans) -> tuple[Reload, ...] | None:
+        """The transfers that bring these bytes; None if something else made some of them."""
+        left, found = live.copy(), []
+        for (number, entry), spans in self._spans.items():
+            common = [part for span in live for part in spans.common(*span)]
+            if not common:
+                continue
+            if entry is None or not self._constant(number, entry):
+                return None
+            found.append(Reload(call=number, entry=entry))
+            for part in common:
+                left.remove(*part)
+        if list(left):
+            return None
+        return tuple(sorted(found, key=lambda reload: (reload.call, reload.entry)))
+
+    def _constant(self, number: int, entry: int) -> bool:
+        """Whether a command loads what is the same on every stage."""
+        call = self._program.calls[number]
+        command = self._program.block_commands(self._program.blocks[call.block])[entry]
+        assert isinstance(command, Exec | Dma)
+        if not isinstance(command, Dma) or command.source.space != Space.HBM:
+            return False
+        if command.source.peer or command.destination.peer:
+            return False
+        bound = {b.register_number: self._program.regions[b.region] for b in call.bindings}
+        registers = [command.source.register]
+        if command.index is not None:
+            registers.append(command.index.register)
+        regions = [bound[register] for register in registers if register in bound]
+        return len(regions) == len(registers) and all(
+            region.parameter or region.derived or region.input for region in regions
+        )
