@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from xdsl.ir import SSAValue
 
-from .isa.instructions import MAX_RANKS, Exec
+from .isa.instructions import Exec
 from .isa.plan import SLICE_ADDRESS_BYTES, DmaPlan, ExecPlan, Footprint, Memory
 from .isa.rules import SLICES_PER_PE
 from .rngd import ArriveOp, DmaOp, ExecOp, steps_of
@@ -41,8 +41,8 @@ def arrival(op: ArriveOp) -> list[Touch]:
     return [Touch(op.buffer, low, low + op.size.value.data, 0, SLICES_PER_PE, True, ())]
 
 
-def touches(op: ExecOp | DmaOp, plan: ExecPlan | DmaPlan) -> list[Touch]:
-    """What a command touches, port by port."""
+def touches(op: ExecOp | DmaOp, plan: ExecPlan | DmaPlan, ranks: int) -> list[Touch]:
+    """What a command touches, port by port, on any of the ranks."""
     found = []
     for (name, buffer), footprint, base in zip(
         op.ports().items(), plan.footprints, _bases(plan), strict=True
@@ -51,18 +51,16 @@ def touches(op: ExecOp | DmaOp, plan: ExecPlan | DmaPlan) -> list[Touch]:
         if footprint.memory == Memory.TRF and isinstance(plan, ExecPlan):
             pace = (*pace, plan.command.trf_lanes)
         touch = _touch(buffer, footprint, base, pace)
-        found.append(touch._replace(high=touch.high + _spread_over_ranks(op, name)))
+        found.append(touch._replace(high=touch.high + _spread_over_ranks(op, name, ranks)))
     return found
 
 
-def _spread_over_ranks(op: ExecOp | DmaOp, port: str) -> int:
+def _spread_over_ranks(op: ExecOp | DmaOp, port: str, ranks: int) -> int:
     """Bytes by which the places where ranks begin differ."""
-    sides = (
-        {"source": op.dma.source, "destination": op.dma.destination}
-        if isinstance(op, DmaOp)
-        else {}
-    )
-    return (MAX_RANKS - 1) * sides[port].rank_stride if port in sides else 0
+    if not isinstance(op, DmaOp) or port == "index":
+        return 0
+    side = op.dma.source if port == "source" else op.dma.destination
+    return (ranks - 1) * side.rank_stride
 
 
 def _bases(plan: ExecPlan | DmaPlan) -> list[int]:

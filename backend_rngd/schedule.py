@@ -27,6 +27,7 @@ from xdsl.passes import ModulePass
 from .. import errors
 from .dependences import Command, Touch, arrival, dependences, touches
 from .isa.cost import dma_cost, exec_cost
+from .isa.cost_exchange import message_cycles
 from .isa.machine import Machine, load_machine
 from .isa.plan import plan_dma, plan_exec
 from .list_schedule import (
@@ -127,11 +128,11 @@ def _straights(block: Block, inside: tuple[RepeatOp, ...] = ()) -> Iterator[_Str
 
 def _task(op: Command, machine: Machine, ranks: int) -> tuple[Task, list[Touch]]:
     if isinstance(op, ArriveOp):
-        return Task(LINK, ranks * machine.exchange.message_cycles), arrival(op)
+        return Task(LINK, message_cycles(machine, ranks)), arrival(op)
     if isinstance(op, DmaOp):
         transfer = plan_dma(op.dma, "")
         cycles = dma_cost(transfer, machine, ranks).total_cycles
-        return Task(int(op.dma.head.context), cycles), touches(op, transfer)
+        return Task(int(op.dma.head.context), cycles), touches(op, transfer, ranks)
     plan = plan_exec(op.exec, "")
     cost = exec_cost(plan, machine)
     task = Task(
@@ -140,7 +141,7 @@ def _task(op: Command, machine: Machine, ranks: int) -> tuple[Task, list[Touch]]
         vector_unit=cost.vector_unit,
         blocking_cycles=cost.blocking_cycles,
     )
-    return task, touches(op, plan)
+    return task, touches(op, plan, ranks)
 
 
 # --- a block ---

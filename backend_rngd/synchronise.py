@@ -28,7 +28,7 @@ from xdsl.passes import ModulePass
 
 from .encode import Registers, resolve
 from .isa.expand import Issued
-from .isa.instructions import MAX_RANKS, Context, Head, PeerSignal, Wait
+from .isa.instructions import Context, Head, PeerSignal, Wait
 from .isa.ordering import (
     NEVER,
     UNBOUND,
@@ -38,7 +38,7 @@ from .isa.ordering import (
     peer_accesses,
     peer_of,
 )
-from .rngd import BlockOp, CommandAttr, DmaOp, ExecOp, RepeatOp
+from .rngd import BlockOp, CommandAttr, DmaOp, ExecOp, RepeatOp, ranks_of
 from .schedule import check_level, groups
 
 
@@ -61,10 +61,10 @@ def stretches(block: Block) -> Iterator[list[ExecOp | DmaOp]]:
     yield current
 
 
-def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int) -> None:
+def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int, ranks: int) -> None:
     """Give `commands` the waits and signals that keep conflicting ones and groups apart."""
     heads = [_Head(command.context) for command in issued]
-    nodes = list(_nodes(issued))
+    nodes = list(_nodes(issued, ranks))
     for node, needed in zip(nodes, _needed(issued, nodes, groups(commands, level)), strict=True):
         for other in needed:
             heads[node.command].wait(heads[other.command], node.mask ^ other.mask)
@@ -103,13 +103,13 @@ class _Head:
         )
 
 
-def _nodes(issued: Sequence[Issued]) -> Iterator[Node]:
+def _nodes(issued: Sequence[Issued], ranks: int) -> Iterator[Node]:
     """Who touches a rank's memory, in program order: its commands, and its peers' pushes."""
     columns: dict[int, int] = {}
     for i, command in enumerate(issued):
         varies = any(address.rank_stride for address in command.addresses)
-        ranks = range(MAX_RANKS if varies else 1)
-        own = dict.fromkeys(a for rank in ranks for a in accesses(command, UNBOUND, rank))
+        cases = range(ranks if varies else 1)
+        own = dict.fromkeys(a for rank in cases for a in accesses(command, UNBOUND, rank))
         yield Node(i, command.context, 0, tuple(own))
         peer = peer_of(command)
         if peer:
@@ -177,10 +177,10 @@ class SynchronisePass(ModulePass):
         check_level(self.level)
 
     def apply(self, ctx: XdslContext, op: ModuleOp) -> None:
+        ranks = ranks_of(op)
         for block in op.ops:
             if isinstance(block, BlockOp):
                 registers = Registers(block)
                 for commands in stretches(block.body.block):
-                    order(
-                        commands, [resolve(command, registers) for command in commands], self.level
-                    )
+                    issued = [resolve(command, registers) for command in commands]
+                    order(commands, issued, self.level, ranks)
