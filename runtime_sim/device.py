@@ -98,6 +98,7 @@ class Device:
 
         Caches that other programs have allocated with as many slots are shared and keep their
         content; a different number of slots makes new ones.
+        Raises: SIM019 if the host's memory is too small for them.
         """
         if self._loader.allocate_caches(program, slots):
             self._bound.clear()

@@ -33,12 +33,16 @@ class Loader:
     def allocate_caches(self, program: Program, slots: int) -> bool:
         """Make the KV caches of the program's layers; those that exist with as many slots stay.
 
-        Returns whether any is new.
+        Returns whether any is new. Raises: SIM019 if all of them are too large.
         """
+        ranks = program.header.tensor_parallel_size
+        needed = sum(io.slot_bytes for io in program.caches) * slots * ranks
+        if needed > (limit := default_budget_bytes()):
+            raise errors.too_much_memory(needed, limit)
         new = False
         for io in program.caches:
             size = io.slot_bytes * slots
-            for rank in range(program.header.tensor_parallel_size):
+            for rank in range(ranks):
                 known = self._caches.get((io.layer, rank))
                 if known is None or known[0] != io or known[1].size != size:
                     name = f"cache of layer {io.layer}"
