@@ -9,14 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from operator import add
 
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from ..ir import dist, nn, paged, provenance
+from ..ir import dist, nn, paged
 from ..ir.types import dtype_of, f32, shape_of
+from .block_needs import (
+    Argument,
+    Crossing,
+    LoweredBlock,
+    Need,
+    Part,
+    Result,
+    Scratch,
+    whole_of,
+)
 from .emitter import Activation, Emitter, Ref
 from .fusion import (
     Fusion,
@@ -29,7 +37,6 @@ from .fusion import (
 )
 from .isa.dtypes import DType
 from .isa.layout import (
-    Derived,
     FeatureOrder,
     KeyIndex,
     Layout,
@@ -62,190 +69,20 @@ from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
 from .tiling_search import ProductKey, predict, runner_up, search
 from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
+from .value_uses import (
+    HEADS_RANK,
+    feature_orders,
+    is_last_use,
+    is_read_by_heads,
+    is_returned,
+    module_of,
+    parts_of_modules,
+    useful_macs,
+    wide_values,
+)
 
-HEADS_RANK = 4
-"""Dims of a tensor of heads: [B, T, heads, head_dim]."""
 PADDING_POSITION = 1
 """Position id of padding tokens (docs of the vendor's interface): a row of every RoPE table."""
-
-
-# --- what a block needs from its caller ---
-
-
-@dataclass(frozen=True)
-class Part:
-    """Indices [begin, end) of a tensor, per dim."""
-
-    begin: tuple[int, ...]
-    end: tuple[int, ...]
-
-    @staticmethod
-    def all_of(value: SSAValue) -> Part:
-        return Part((0,) * len(shape_of(value)), shape_of(value))
-
-    def moved(self, dim: int, by: int) -> Part:
-        """The part seen from a tensor that begins `by` earlier along `dim`."""
-        move = tuple(by if i == dim else 0 for i in range(len(self.begin)))
-        begin, end = (tuple(map(add, bounds, move)) for bounds in (self.begin, self.end))
-        return Part(begin, end)
-
-
-def whole_of(value: SSAValue, part: Part) -> tuple[SSAValue, Part]:
-    """The tensor that `value` is a slice of, and where `part` of the slice lies in it."""
-    while isinstance(value.owner, nn.SliceOp):
-        part = part.moved(value.owner.dim.value.data, value.owner.start.value.data)
-        value = value.owner.x
-    return value, part
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An argument of the function, as an HBM buffer; a parameter in one layout and one part."""
-
-    number: int
-    layout: Layout | None = None
-    part: Part | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result of the function: the hidden state, or logits."""
-
-    number: int
-    order: FeatureOrder
-    tokens: int
-    logits: bool
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Room in HBM for a block's own use."""
-
-    name: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """A value that one segment of a function leaves in HBM for a later one."""
-
-    number: int
-    order: FeatureOrder
-    tokens: int
-
-
-Need = Argument | Result | Crossing | Scratch | Derived
-
-
-@dataclass
-class LoweredBlock:
-    """A block, what each of its HBM arguments stands for, and where in it this call begins."""
-
-    op: BlockOp
-    needs: list[Need]
-    starts: list[int]
-    """Bytes from the start of each argument's region."""
-
-
-def segments(body: Block) -> list[list[Operation]]:
-    """The operators before attention, attention, and those after it; all of them without it."""
-    ops = list(body.ops)
-    cuts = [i for i, op in enumerate(ops) if isinstance(op, paged.AttentionOp)]
-    edges = sorted({0, len(ops), *cuts, *(i + 1 for i in cuts)})
-    return [ops[low:high] for low, high in pairwise(edges)]
-
-
-# --- what the values of a function look like ---
-
-
-def feature_orders(body: Block) -> dict[SSAValue, FeatureOrder]:
-    """The order that users ask of values: heads for attention, rotary order for RoPE."""
-    asked: dict[SSAValue, FeatureOrder] = {}
-
-    def ask(value: SSAValue, *, rotary: bool) -> None:
-        _, count, _, head_dim = shape_of(value)
-        asked.setdefault(value, heads(count, head_dim, rotary=rotary))
-
-    for op in reversed(list(body.ops)):
-        match op:
-            case nn.RopeOp():
-                ask(op.x, rotary=True)
-            case paged.WriteOp():
-                for value in (op.k, op.v):
-                    if not isinstance(value.owner, nn.RopeOp):
-                        ask(value, rotary=False)
-            case paged.AttentionOp():
-                if not isinstance(op.q.owner, nn.RopeOp):
-                    ask(op.q, rotary=False)
-            case _ if op.results and op.results[0] in asked and not isinstance(op, nn.LinearOp):
-                for operand in op.operands:
-                    if shape_of(operand)[-1] == shape_of(op.results[0])[-1] or _is_view(op):
-                        asked.setdefault(operand, asked[op.results[0]])
-    return asked
-
-
-def _is_view(op: Operation) -> bool:
-    return isinstance(op, nn.ReshapeOp | nn.TransposeOp | nn.CastOp)
-
-
-def _wide_values(body: Block, logits: frozenset[int]) -> set[SSAValue]:
-    """Values that stay in f32: logits, and what leads from the head's product to them."""
-    wide: set[SSAValue] = set()
-    for op in reversed(list(body.ops)):
-        if isinstance(op, func.ReturnOp):
-            wide |= {op.operands[i] for i in logits}
-        elif op.results and op.results[0] in wide and not isinstance(op, nn.LinearOp):
-            wide |= set(op.operands)
-    return wide
-
-
-def useful_macs(op: Operation, shape: TokenShape, chunk: Chunk) -> int:
-    """Products that an operator needs for the chunk's own tokens, without any padding."""
-    match op:
-        case nn.LinearOp():
-            n, k = shape_of(op.w)
-            last_only = shape_of(op.x)[1] == 1
-            tokens = 1 if last_only else len(shape.own_tokens(chunk))
-            return chunk.sequences * tokens * n * k
-        case paged.AttentionOp():
-            _, query_heads, _, head_dim = shape_of(op.q)
-            return 2 * chunk.sequences * query_heads * head_dim * shape.visible_pairs(chunk)
-        case _:
-            return 0
-
-
-def _is_read_by_heads(value: SSAValue) -> bool:
-    """Whether only attention and the cache read it, head by head: not slices without features."""
-    for use in value.uses:
-        op = use.operation
-        if isinstance(op, paged.WriteOp | paged.AttentionOp):
-            continue
-        per_head = isinstance(op, nn.RmsNormOp) and len(shape_of(op.x)) == HEADS_RANK
-        if not (per_head or _is_view(op) or isinstance(op, nn.RopeOp)):
-            return False
-        if not _is_read_by_heads(op.results[0]):
-            return False
-    return True
-
-
-def module_of(op: Operation) -> str:
-    """The path of the module that an operator belongs to."""
-    found = provenance.read(op.location)
-    return found.module if found else ""
-
-
-def parts_of_modules(body: Block) -> dict[Operation, int]:
-    """Numbers of the products whose module has several, in the order of the function."""
-    products = [op for op in body.ops if isinstance(op, nn.LinearOp)]
-    modules = [module_of(op) for op in products]
-    return {
-        op: modules[: i + 1].count(module)
-        for i, (op, module) in enumerate(zip(products, modules, strict=True))
-        if modules.count(module) > 1
-    }
-
-
-# --- the block ---
 
 
 @dataclass
@@ -292,7 +129,7 @@ class BlockLowering:
         self._now = self._states[0]
         self.emit = Emitter(self.block)
         self.orders = feature_orders(self.body)
-        self.wide = _wide_values(self.body, self.logits)
+        self.wide = wide_values(self.body, self.logits)
         self.parts = parts_of_modules(self.body)
         self.fused = fusions(self.body)
 
@@ -592,10 +429,10 @@ class BlockLowering:
         if residual.order != key.out:
             return False
         # A tile of the sum takes the place of the residual's, if nobody else wants it.
-        y = residual if _is_last_use(fusion.other, op) else self._output(fusion.linear)
+        y = residual if is_last_use(fusion.other, op) else self._output(fusion.linear)
         product = self._product(fusion.linear, replace(key, residual=True), y)
         linear(replace(product, residual=residual))
-        if self.groups > 1 and not _is_returned(op.results[0]):
+        if self.groups > 1 and not is_returned(op.results[0]):
             self._now.parked.add(op.results[0])
         self.values[op.results[0]] = product.y
         return True
@@ -628,7 +465,7 @@ class BlockLowering:
             x.tokens,
             self._dtype_of(op.y),
             op.bias is not None,
-            may_repeat=_is_read_by_heads(op.y),
+            may_repeat=is_read_by_heads(op.y),
             groups=self.groups,
         )
 
@@ -804,19 +641,6 @@ class BlockLowering:
                 assert x.order == plain(x.order.features), x.order
                 out = self.need(result, first * x.row_bytes)
                 rows.store_rows(self.emit, x, out, all_tokens, 0)
-
-
-def _is_last_use(value: SSAValue, op: Operation) -> bool:
-    """Whether nothing after `op` reads a value."""
-    users = {use.operation for use in value.uses}
-    block = op.parent_block()
-    assert block is not None
-    last = [other for other in block.ops if other in users][-1]
-    return last is op
-
-
-def _is_returned(value: SSAValue) -> bool:
-    return any(isinstance(use.operation, func.ReturnOp) for use in value.uses)
 
 
 def _first_row(cut: dist.CutAttr, rank: int) -> int:

@@ -26,6 +26,15 @@ from .. import errors
 from ..ir import dist, nn, paged
 from ..ir.types import shape_of
 from ..models.config_types import Bucket
+from .block_needs import (
+    Argument,
+    Crossing,
+    LoweredBlock,
+    Need,
+    Result,
+    Scratch,
+    whole_of,
+)
 from .encode import content_attribute, region_content
 from .grouping import groupable
 from .isa.container import CacheIo, Relocation, TensorIo
@@ -35,20 +44,7 @@ from .isa.layout import Layout, features_per_slice, heads
 from .isa.machine import load_machine
 from .isa.rules import SLICES_PER_PE
 from .kernels.rows import hidden_stride
-from .lower_block import (
-    Argument,
-    BlockLowering,
-    Crossing,
-    LoweredBlock,
-    Need,
-    Result,
-    Scratch,
-    feature_orders,
-    module_of,
-    parts_of_modules,
-    segments,
-    whole_of,
-)
+from .lower_block import BlockLowering
 from .place import assign_addresses
 from .rngd import CallOp, DmaOp, ExecOp, ProgramOp, RegionOp, RepeatOp
 from .supported import unsupported
@@ -63,6 +59,7 @@ from .tokens import (
     TokenShape,
     chunks,
 )
+from .value_uses import feature_orders, module_of, parts_of_modules, segments
 
 CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Tokens that a block works on at a time: the first number whose buffers fit."""
