@@ -23,6 +23,14 @@ TP8_SHARD: Mapping[str, Any] = {
 }
 """What one of 8 processing elements holds of Llama-3.1-8B; exchanges are not in it."""
 
+LLAMA_3_1_70B: Mapping[str, Any] = {
+    **LLAMA_3_1_8B,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+}
+
 SHAPES: Mapping[str, Mapping[str, Any]] = {"8B": LLAMA_3_1_8B, "8B shard of 8": TP8_SHARD}
 
 
@@ -46,15 +54,15 @@ class Model:
         self._module: ModuleOp = import_model(self.config, torch.bfloat16)
         run_passes(self._module, [*import_phase(), *model_phase(rows=1)])
 
-    def program(self, bucket: Bucket, level: int) -> Program:
-        """The bucket's program at `-O level`."""
+    def program(self, bucket: Bucket, level: int, ranks: int = 1) -> Program:
+        """The bucket's program at `-O level` for some tensor-parallel ranks."""
         from furiosa_llm.backend_rngd.encode import encode_program
         from furiosa_llm.backend_rngd.isa.container import read_program, write_program
         from furiosa_llm.backend_rngd.pipeline import DIALECTS, backend_phase
         from furiosa_llm.ir.text import make_context
-        from furiosa_llm.passes.pipeline import bucket_phase, run_passes
+        from furiosa_llm.passes.pipeline import bucket_phase, run_passes, shard_phase
 
         module = self._module.clone()
-        passes = [*bucket_phase(bucket), *backend_phase(bucket, level)]
+        passes = [*bucket_phase(bucket), *shard_phase(ranks), *backend_phase(bucket, level)]
         run_passes(module, passes, context=make_context(DIALECTS))
         return read_program(write_program(encode_program(module, "benchmark")))
