@@ -130,7 +130,7 @@ class LowerCollectivesPass(ContractPass):
         Budget(
             "ranks add up in another order, and sums of sums are rounded once; what comes after "
             "adds to the difference",
-            relative=2**-2,
+            relative=2**-3,
             relative_float32=1e-4,
         ),
     )

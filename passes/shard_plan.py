@@ -150,7 +150,8 @@ class FunctionPlan:
         if offer is None or offer.dim != last:
             return None
         cut = offer.cut(_size(op.x, last), self.ranks)
-        if not cut.is_disjoint or (cut.is_padded and offer.padding == Padding.UNDEFINED):
+        assert cut.is_disjoint, "queries and rows of weights are on one rank each"
+        if cut.is_padded and offer.padding == Padding.UNDEFINED:
             return None
         return cut
 

@@ -17,6 +17,7 @@ from xdsl.dialects.builtin import ModuleOp
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.ir import dist, nn
 from furiosa_llm.ir.dist_interpreter import assemble, take
+from furiosa_llm.ir.text import parse_module
 from furiosa_llm.ir.types import bf16, dtype_of, shape_of
 from furiosa_llm.ir.verification import functions, parameters
 from furiosa_llm.models.config_types import Bucket
@@ -182,6 +183,29 @@ def test_padding_never_wins() -> None:
     parts = [take(cut, torch.tensor([[[-3.0, -1.0, -2.0]]]), rank) for rank in range(8)]
     assert all(float(part.max()) == 0 for part in parts[3:])
     assert int(assemble(cut, parts).argmax()) == 1
+
+
+def test_functions_that_others_call_work_on_whole_tensors() -> None:
+    module = parse_module("""
+    nn.parameter @w : tensor<6x6xf32>
+    func.func @forward(%x: tensor<2x6xf32>) -> tensor<2x6xf32> {
+      %w = nn.get_parameter @w : tensor<6x6xf32>
+      %y = func.call @outer(%x, %w) : (tensor<2x6xf32>, tensor<6x6xf32>) -> tensor<2x6xf32>
+      func.return %y : tensor<2x6xf32>
+    }
+    func.func private @outer(%x: tensor<2x6xf32>, %w: tensor<6x6xf32>) -> tensor<2x6xf32> {
+      %y = func.call @inner(%x, %w) : (tensor<2x6xf32>, tensor<6x6xf32>) -> tensor<2x6xf32>
+      %z = nn.linear %y, %w : tensor<2x6xf32>, tensor<6x6xf32> -> tensor<2x6xf32>
+      func.return %z : tensor<2x6xf32>
+    }
+    func.func private @inner(%x: tensor<2x6xf32>, %w: tensor<6x6xf32>) -> tensor<2x6xf32> {
+      %y = nn.linear %x, %w : tensor<2x6xf32>, tensor<6x6xf32> -> tensor<2x6xf32>
+      func.return %y : tensor<2x6xf32>
+    }""")
+    after = check_contract(ShardTensorParallelPass(4), module)
+    inner = [str(functions(one)["inner"]) for one in (module, after)]
+    assert inner[0] == inner[1]
+    assert counted(after) == {"dist.shard": 1}  # of the weight, in @outer
 
 
 def test_one_rank_changes_nothing() -> None:

@@ -58,3 +58,17 @@ func.func @forward(%x: tensor<5xf32>, %y: tensor<5xf32>) -> tensor<5xbf16> {
 // CHECK:      [[ADDED:%.*]] = nn.add %x, %y : tensor<5xf32>, tensor<5xf32> -> tensor<5xf32>
 // CHECK-NEXT: [[SUM:%.*]] = dist.all_reduce [[ADDED]] mask 1 algorithm {{.*}} : tensor<5xf32> -> tensor<5xbf16>
 // CHECK-NEXT: func.return [[SUM]]
+
+// -----
+
+// A sum over some of the ranks is not scattered over all.
+builtin.module attributes {"dist.mesh" = #dist.mesh<4, 1>} {
+func.func @forward(%x: tensor<4xf32>) -> tensor<1xf32> {
+  %0 = dist.all_reduce %x mask 1 : tensor<4xf32> -> tensor<4xf32>
+  %1 = dist.shard %0 cut <0, 1, [[0:1], [1:2], [2:3], [3:4]]> : tensor<4xf32> -> tensor<1xf32>
+  func.return %1 : tensor<1xf32>
+}
+}
+// CHECK:      [[SUM:%.*]] = dist.all_reduce %x mask 1 algorithm
+// CHECK-NEXT: [[PART:%.*]] = dist.shard [[SUM]]
+// CHECK-NEXT: func.return [[PART]]

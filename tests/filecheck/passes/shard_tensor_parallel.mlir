@@ -75,3 +75,18 @@ func.func @forward(%x: tensor<2x4xf32>) -> tensor<2x4xf32> {
 // CHECK:      func.func @forward({{.*}}) -> tensor<2x2xf32> attributes {dist.argument_cuts = [unit], dist.result_cuts = [#dist.cut<1, 2, {{\[\[}}0:2], [2:4]]>]}
 // CHECK:      dist.all_gather
 // CHECK-NOT:  dist.all_reduce
+
+// -----
+
+// What is whole anyway is cut on the spot for attention, and stays whole for others.
+func.func @forward(%x: tensor<1x2x3x4xf32>) -> (tensor<1x3x2x4xf32>, tensor<1x1x3x4xf32>) {
+  %n = nn.neg %x : tensor<1x2x3x4xf32>
+  %y = nn.attention %n, %n, %n scale 1.0 causal : tensor<1x2x3x4xf32>, tensor<1x2x3x4xf32>, tensor<1x2x3x4xf32> -> tensor<1x3x2x4xf32>
+  %m = nn.mean %n dims [1] keepdim : tensor<1x2x3x4xf32> -> tensor<1x1x3x4xf32>
+  func.return %y, %m : tensor<1x3x2x4xf32>, tensor<1x1x3x4xf32>
+}
+// CHECK:      %n = nn.neg %x : tensor<1x2x3x4xf32>
+// CHECK-NEXT: [[HEADS:%.*]] = dist.shard %n cut <1, 1, {{\[\[}}0:1], [1:2]]> : tensor<1x2x3x4xf32> -> tensor<1x1x3x4xf32>
+// CHECK-NEXT: %y = nn.attention [[HEADS]], [[HEADS]], [[HEADS]] {{.*}} -> tensor<1x3x1x4xf32>
+// CHECK-NEXT: %m = nn.mean %n dims [1] keepdim
+// CHECK-NEXT: func.return %y, %m
