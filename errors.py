@@ -1713,20 +1713,6 @@ def no_logits(bucket: str) -> FuriosaLLMError:
     )
 
 
-def stages_cannot_run(stages: int) -> FuriosaLLMError:
-    """RUN015: this version cannot run pipeline stages."""
-    return FuriosaLLMError(
-        "RUN015",
-        f"cannot run {stages} pipeline stages",
-        at=f"pipeline_parallel_size {stages}",
-        cause="the simulated device of this version runs a binary as one stage",
-        next_step="load the artifact with pipeline_parallel_size=1, or `run -pp 1`",
-    )
-
-
-# --- devices, ranks, stages, replicas ---
-
-
 def _or(choices: Iterable[object]) -> str:
     """`a`, `b` or `c`."""
     *first, last = [f"`{choice}`" for choice in choices]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from ..frontend.checkpoint import Array, Checkpoint, TensorInfo
 from ..frontend.parameters import BoundParameters, ParameterSpec, bind_parameters
 from ..frontend.safetensors_checkpoint import SafetensorsCheckpoint, SafetensorsFile
 from ..models.config_types import Bucket
+from ..runtime_sim.pipeline_timing import PipelineTiming, time_stages
 from ..runtime_sim.timing import ProgramTiming, time_program
 from . import schema
 from .schema import ArtifactDescription, Manifest, RuntimeConfig, Sharding
@@ -97,6 +98,19 @@ class Artifact:
         Raises: ART007, ART008, VEDxxx, SIMxxx.
         """
         return time_program(self.program(bucket), load_machine(machine), sharers=sharers)
+
+    def stage_timing(
+        self,
+        bucket: Bucket,
+        starts: Sequence[int],
+        machine: str | Path = DEFAULT_MACHINE,
+        *,
+        sharers: int,
+        cards: Sequence[int],
+    ) -> PipelineTiming:
+        """The same with calls cut into stages on these cards. Raises: SIM029, and as `timing`."""
+        program, loaded = self.program(bucket), load_machine(machine)
+        return time_stages(program, loaded, starts, sharers=sharers, cards=cards)
 
     def parameters(self, weights_from: Path | None = None) -> BoundParameters:
         """A source of parameters by name: the artifact's own, or those of another directory.

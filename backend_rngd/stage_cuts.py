@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .isa.container import Block, Call, Header, Piece, Program, Reload, StageCut
 from .isa.expand import Issued, expand_block
-from .isa.instructions import Control, Dma, Exec, Space
-from .isa.plan import SLICE_ADDRESS_BYTES, DmaPlan, Footprint, Memory
+from .isa.instructions import Birth, Control, Dma, Exec, Space
+from .isa.plan import SLICE_ADDRESS_BYTES, DmaPlan, ExecPlan, Footprint, Memory
+from .isa.rules import DM_BYTES, SLICES_PER_PE
 
 Span = tuple[int, int]
 WHOLE: Span = (0, 1 << 40)
@@ -85,13 +87,58 @@ class _BlockUse:
     """What is written in data memory, in order, and the entry if it is a transfer from HBM."""
 
 
-def _block_use(program: Program, block: Block) -> _BlockUse:
+class _Slices:
+    """Slices that all commands treat alike, as parts of one row of bytes.
+
+    Byte b of part p has number p · 512 KB + b, so that sets of bytes need not know of slices.
+    """
+
+    def __init__(self, program: Program) -> None:
+        bounds = {0, SLICES_PER_PE}
+        for block in program.blocks:
+            for issued in expand_block(program, block):
+                for address, f in zip(issued.addresses, issued.plan.footprints, strict=True):
+                    if f.memory == Memory.DM:
+                        bounds |= set(_slices(issued, address.offset, f))
+        self._bounds = sorted(bounds)
+
+    def spans(self, issued: Issued, at: int, f: Footprint) -> Iterator[Span]:
+        """The bytes of a footprint around an address."""
+        local = at % SLICE_ADDRESS_BYTES if isinstance(issued.plan, DmaPlan) else at
+        low, high = _slices(issued, at, f)
+        for part, (first, end) in enumerate(pairwise(self._bounds)):
+            if low <= first and end <= high:
+                start = part * DM_BYTES + local
+                yield start + f.low, start + f.high
+
+
+def _slices(issued: Issued, at: int, f: Footprint) -> tuple[int, int]:
+    """First slice and the one past the last; of a group's pass those of one rank."""
+    plan = issued.plan
+    low, high = f.slice_low, f.slice_high
+    if isinstance(plan, DmaPlan):
+        shift = at // SLICE_ADDRESS_BYTES
+        low, high = low + shift, high + shift
+    elif not f.write and not plan.command.group and plan.command.switch.bitmap is None:
+        low, high = _sources(plan)
+    return min(low, SLICES_PER_PE), min(high, SLICES_PER_PE)
+
+
+def _sources(plan: ExecPlan) -> tuple[int, int]:
+    """The slices whose packets a pass reads, which the switch may bring to many more."""
+    steps = [(axis.n, axis.slices) for axis in plan.slice_axes]
+    steps += [(k.n, k.slices) for k in plan.counters if k.birth == Birth.SLICE]
+    low = sum(min(0, (n - 1) * slices) for n, slices in steps)
+    return low, sum(max(0, (n - 1) * slices) for n, slices in steps) + 1
+
+
+def _block_use(program: Program, block: Block, slices: _Slices) -> _BlockUse:
     repeated = _repeated(program, block)
     use = _BlockUse()
     seen: set[tuple[object, ...]] = set()
     for issued in expand_block(program, block):
         for write in (False, True):
-            for touch in _touches(issued, write, program.header.tensor_parallel_size):
+            for touch in _touches(issued, write, slices, program.header.tensor_parallel_size):
                 # Most accesses repeat one before them; a read may come after a write of its bytes.
                 key = (write, *touch)
                 if key not in seen:
@@ -122,15 +169,15 @@ Touch = tuple[int | None, Span, bool]
 """The register, or None for data memory; bytes; whether all of them."""
 
 
-def _touches(issued: Issued, write: bool, ranks: int) -> Iterator[Touch]:
+def _touches(issued: Issued, write: bool, slices: _Slices, ranks: int) -> Iterator[Touch]:
     for address, f in zip(issued.addresses, issued.plan.footprints, strict=True):
         if f.write != write or f.memory not in (Memory.DM, Memory.HBM):
             continue
         for rank in range(ranks if address.rank_stride else 1):
             at = address.offset_of(rank)
             if f.memory == Memory.DM:
-                local = at % SLICE_ADDRESS_BYTES if isinstance(issued.plan, DmaPlan) else at
-                yield None, (local + f.low, local + f.high), True
+                for span in slices.spans(issued, at, f):
+                    yield None, span, True
             else:
                 register = address.register if address.register is not None else 0
                 yield register, *_in_hbm(at, f, issued)
@@ -159,7 +206,8 @@ def with_stage_cuts(program: Program) -> Program:
 
 
 def _cuts(program: Program) -> Iterator[StageCut]:
-    uses = [_block_use(program, block) for block in program.blocks]
+    slices = _Slices(program)
+    uses = [_block_use(program, block, slices) for block in program.blocks]
     calls, header = program.calls, program.header
     live = _live_before(header, calls, uses)
     crossed = _crossed_caches(header, calls)

@@ -34,6 +34,36 @@ def stages_of(program: Program, starts: Sequence[int]) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def starts_after_layers(program: Program, layers: Sequence[int]) -> tuple[int, ...]:
+    """Where stages begin that have so many layers each: layers are told apart by their caches.
+
+    What comes before the first layer is the first stage's, what comes behind the last the last's.
+    A layer begins with the first call that has its module. Raises: SIM029.
+    """
+    used = _cache_users(program)
+    starts: list[int] = []
+    first = 0
+    for count in layers[:-1]:
+        first += count
+        prefix = program.calls[min(used[first])].prefix if first in used else None
+        begin = max(used.get(first - 1, [0])) + 1
+        own = [i for i in range(begin, len(program.calls)) if program.calls[i].prefix == prefix]
+        starts.append(own[0] if own else len(program.calls))
+    stages_of(program, starts)
+    return tuple(starts)
+
+
+def _cache_users(program: Program) -> dict[int, list[int]]:
+    """For each layer, the calls that use its KV cache."""
+    users: dict[int, list[int]] = {}
+    for number, call in enumerate(program.calls):
+        for binding in call.bindings:
+            cache = program.regions[binding.region].cache
+            if cache is not None:
+                users.setdefault(cache.layer, []).append(number)
+    return users
+
+
 def reloaded(program: Program, stage: Stage) -> Iterator[tuple[Call, Issued]]:
     """The transfers that a stage makes first, and the calls whose registers they have."""
     for reload in stage.reloads:

@@ -74,6 +74,29 @@ def test_ranks_that_divide_nothing_give_the_tokens_of_one(
     check_ties(EagerReference(load_reference(model)), PROMPTS, expected, found)
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_stages_chosen_at_load_give_the_same_tokens(tmp_path: Path, ranks: int) -> None:
+    """The same commands on the same bytes, so not even ties differ; nothing is compiled again."""
+    model = make_model("llama", tmp_path / "model", seed=2, **ODD)
+    buckets = {"prefill_buckets": [(1, 32)], "decode_buckets": [(2, 64)]}
+    one = build(model, tmp_path / "a", buckets, tensor_parallel_size=ranks)
+    expected = greedy_tokens(one, PROMPTS, NEW_TOKENS)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
+    for stages in (2, 3):
+        llm = LLM.load_artifact(tmp_path / "a", pipeline_parallel_size=stages)
+        assert greedy_tokens(llm, PROMPTS, NEW_TOKENS) == expected
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()} == files
+
+
+@pytest.mark.long
+def test_stages_of_the_build_give_the_same_tokens(tmp_path: Path) -> None:
+    model = make_model("llama", tmp_path / "model", seed=2, **ODD)
+    buckets = {"prefill_buckets": [(1, 32)], "decode_buckets": [(2, 64)]}
+    one = build(model, tmp_path / "a", buckets)
+    two = build(model, tmp_path / "b", buckets, num_blocks_per_pp_stage=[1, 2])
+    assert greedy_tokens(two, PROMPTS, NEW_TOKENS) == greedy_tokens(one, PROMPTS, NEW_TOKENS)
+
+
 # --- SmolLM2-135M: 9 heads, 3 KV heads ---
 
 

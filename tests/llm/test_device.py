@@ -26,7 +26,8 @@ class Simulator:
         self.told: list[tuple[str, Any]] = []
         self.outputs: dict[str, Any] = {"logits": np.zeros((1, 1, 8), np.float32)}
 
-    def load(self, program: Any, source: Any) -> None:
+    def load(self, program: Any, source: Any, stage_starts: tuple[int, ...]) -> None:
+        assert stage_starts == ()
         self.told.append(("load", program.bucket))
 
     def allocate_caches(self, program: Any, slots: int) -> None:
@@ -89,6 +90,22 @@ def test_replicas_on_one_card_share_its_memory(artifact: Artifact) -> None:
         assert device.interval_cycles(BUCKETS[0]) == factor * 1000
 
 
-def test_several_stages_cannot_run(artifact: Artifact) -> None:
-    with pytest.raises(FuriosaLLMError, match="RUN015"):
-        SimulatedDevice(artifact, artifact.parameters(), 10, None, place(artifact, pp=2).replica(0))
+def test_stages_are_timed_one_by_one(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes all of them, the next one can enter after the slowest."""
+    asked: list[Any] = []
+
+    def stage_timing(self: Artifact, bucket: Any, starts: Any, **where: Any) -> Any:
+        asked.append((starts, where))
+        first = SimpleNamespace(timing=SimpleNamespace(cycles=400, time_us=0.2))
+        return SimpleNamespace(latency_cycles=1000, slowest_cycles=600, stages=[first])
+
+    monkeypatch.setattr(Artifact, "stage_timing", stage_timing)
+    monkeypatch.setattr(device_module, "starts_after_layers", lambda program, layers: tuple(layers))
+    stages = place(artifact, pp=2).replica(0)
+    device = SimulatedDevice(artifact, artifact.parameters(), 10, None, stages)
+    assert device.cycles(BUCKETS[0]) == 1000
+    assert device.interval_cycles(BUCKETS[0]) == 600
+    assert device.microseconds(1000) == pytest.approx(0.5)
+    blocks = tuple(stage.blocks for stage in stages)
+    cards = [stage.run.card for stage in stages]
+    assert asked == [(blocks, {"sharers": 1, "cards": cards})]
