@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from xdsl.dialects import func
 from xdsl.ir import Operation, SSAValue
 
-from ..ir import nn, paged
+from ..ir import dist, nn, paged
 from ..ir.types import shape_of
 from .isa.layout import FeatureOrder, features_per_slice, plain
 from .isa.rules import SLICES_PER_PE
@@ -60,6 +60,9 @@ def _suits(
             return collects_in_groups(order(op.k), RING, tokens)
         case nn.BinaryOp():
             return is_scalar(op.b) or shape_of(op.a) == shape_of(op.b)
+        case dist.AllReduceOp():
+            scatters = op.algorithm is not None and op.algorithm.data == "scatter_gather"
+            return not scatters or tokens % (op.mask.value.data + 1) == 0
         case nn.UnaryOp() | nn.ScaleOp() | nn.ReshapeOp() | nn.TransposeOp() | nn.CastOp():
             return True
         case func.ReturnOp():

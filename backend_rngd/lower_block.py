@@ -57,7 +57,7 @@ from .kernels import elementwise, rows
 from .kernels.attention import Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache, write_joined
-from .kernels.exchange import AllReduce, Slots, put
+from .kernels.exchange import AllReduce, Piece, Summand, pieces, put
 from .kernels.linear import Product, check_tiling, linear
 from .kernels.linear_groups import JoinedProduct, can_join, product_type
 from .kernels.linear_tokens import gated
@@ -95,8 +95,10 @@ class _ChunkState:
     """Residuals that stand in HBM until they are added."""
     angles: list[tuple[SSAValue, RopeTable, Ref]] = field(default_factory=list)
     """Rotary angles that are in data memory, with their positions and the table they are from."""
-    summands: dict[SSAValue, Slots] = field(default_factory=dict)
+    summands: dict[SSAValue, Summand] = field(default_factory=dict)
     """Where values stand that are to be summed over ranks."""
+    own_parts: dict[SSAValue, tuple[Piece, ...]] = field(default_factory=dict)
+    """Of sums over ranks, what this rank has summed."""
 
 
 @dataclass
@@ -329,29 +331,49 @@ class BlockLowering:
 
     def _reserved(
         self, value: SSAValue, reduce: AllReduce, order: FeatureOrder, tokens: int
-    ) -> Activation:
+    ) -> Summand:
         """Where a value is to be written that is summed over ranks."""
-        slots = reduce.reserve(self.emit, order, tokens)
-        self._now.summands[value] = slots
-        return slots[0]
+        summand = reduce.reserve(self.emit, order, tokens, self.groups)
+        self._now.summands[value] = summand
+        return summand
 
     def _all_reduce(
-        self, op: dist.AllReduceOp, y: SSAValue, residual: Activation | None
+        self, op: dist.AllReduceOp, y: SSAValue, residual: SSAValue | None
     ) -> Activation:
         """The value `y`: what `op` sums over ranks, and the residual."""
         reduce = self._reduction(op.x)
         assert reduce is not None, op
         if op.x not in self._now.summands:
             x = self._of(op.x)
-            put(self.emit, x.ref, self._reserved(op.x, reduce, x.order, x.tokens))
-        summands = self._now.summands.pop(op.x)
-        out = self._room(y, summands.order, summands.tokens)
-        reduce.run(self.emit, summands, residual, out)
+            reserved = self._reserved(op.x, reduce, x.order, x.tokens)
+            for source, slots in zip(pieces(x, len(reserved.slots)), reserved.slots, strict=True):
+                put(self.emit, source, slots.first)
+        summand = self._now.summands.pop(op.x)
+        added = () if residual is None else self._added(residual, reduce)
+        out = self._room(y, summand.order, summand.tokens)
+        self._now.own_parts[y] = reduce.run(self.emit, summand, added, out)
         return out
 
+    def _added(self, residual: SSAValue, reduce: AllReduce) -> tuple[Piece, ...]:
+        """What this rank adds of a residual: no more than the tokens that it sums."""
+        own = self._now.own_parts.get(residual)
+        if own and reduce.scatters and self.groups > 1:
+            return own
+        if residual in self.values or self.groups == 1 or not reduce.scatters:
+            return reduce.whole_residual(self.emit, self._of(residual))
+        order = plain(shape_of(residual)[-1])
+        first = self.chunk.first(self.shape) * features_per_slice(order) * 2
+        return reduce.load_residual(
+            self.emit,
+            self.argument(residual, first),
+            order,
+            self.chunk.count // self.groups,
+            self.groups,
+            rows.hidden_stride(order, self.shape.all_tokens),
+        )
+
     def _reduced_with_residual(self, op: Operation, fusion: ReducedResidual) -> bool:
-        residual = self._of(fusion.other)
-        self.values[op.results[0]] = self._all_reduce(fusion.reduce, op.results[0], residual)
+        self.values[op.results[0]] = self._all_reduce(fusion.reduce, op.results[0], fusion.other)
         return True
 
     def _room(self, value: SSAValue, order: FeatureOrder, tokens: int) -> Activation:

@@ -65,9 +65,16 @@ def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int, rank
     """Give `commands` the waits and signals that keep conflicting ones and groups apart."""
     heads = [_Head(command.context) for command in issued]
     nodes = list(_nodes(issued, ranks))
+    taken: set[tuple[Context, int, int]] = set()
     for node, needed in zip(nodes, _needed(issued, nodes, groups(commands, level)), strict=True):
+        head = heads[node.command]
         for other in needed:
-            heads[node.command].wait(heads[other.command], node.mask ^ other.mask)
+            peer = node.mask ^ other.mask
+            # A peer's push signals once: that it has arrived, and that its source is free.
+            signal = head.context, other.command, peer
+            if signal not in taken:
+                taken.add(signal)
+                head.wait(heads[other.command], peer)
     for op, head in zip(commands, heads, strict=True):
         op.command = CommandAttr(replace(op.command.data, head=head.built()))
 

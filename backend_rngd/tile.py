@@ -73,6 +73,7 @@ def lower_function(
     logits: frozenset[int],
     pins: Pins,
     compare: bool,
+    ranks: int,
 ) -> list[LoweredBlock]:
     """Blocks in the order of their calls, with as many tokens at a time as fit.
 
@@ -80,7 +81,7 @@ def lower_function(
     attention, after it), and in each segment chunk by chunk; chunks with the same code share it.
     Raises: BCK003, BCK006.
     """
-    lowering = _FunctionLowering(function, shape, logits, pins, compare)
+    lowering = _FunctionLowering(function, shape, logits, pins, compare, ranks)
     if len(lowering.segments) > 1 and len(_chunks(lowering.ops, shape, CHUNK_TOKENS[0])) > 1:
         return [
             block
@@ -99,6 +100,8 @@ class _FunctionLowering:
     logits: frozenset[int]
     pins: Pins
     compare: bool
+    ranks: int
+    """That share the work, and exchange parts of it."""
     crossings: dict[SSAValue, Crossing] = field(default_factory=dict)
 
     @property
@@ -117,7 +120,15 @@ class _FunctionLowering:
         if grouped is not None and wanted:
             return grouped
         alone = self._in_chunks(segment, name)
-        return alone if grouped is None or _cycles(alone) <= _cycles(grouped) else grouped
+        if grouped is None or self._cycles(alone) <= self._cycles(grouped):
+            return alone
+        return grouped
+
+    def _cycles(self, blocks: list[LoweredBlock]) -> float:
+        """What the calls of the blocks are predicted to cost."""
+        machine = load_machine()
+        bodies = [block.op.body.block for block in blocks]
+        return sum(block_cycles(body, machine, self.ranks).score for body in bodies)
 
     def _pinned_groups(self, segment: list[Operation]) -> set[int]:
         """The groups that pins ask for."""
@@ -229,12 +240,6 @@ class _FunctionLowering:
             self.crossings,
             groups,
         ).run()
-
-
-def _cycles(blocks: list[LoweredBlock]) -> float:
-    """What the calls of the blocks are predicted to cost."""
-    machine = load_machine()
-    return sum(block_cycles(block.op.body.block, machine).score for block in blocks)
 
 
 def _same_code(block: LoweredBlock, other: LoweredBlock) -> bool:
@@ -450,7 +455,14 @@ class TilePass(ModulePass):
         logits = _logits_results(forward)
         pins = parse_pins(self.pins, "pins")
         blocks = {
-            name: lower_function(f, shape, logits.get(name, frozenset()), pins, self.compare)
+            name: lower_function(
+                f,
+                shape,
+                logits.get(name, frozenset()),
+                pins,
+                self.compare,
+                mesh.ranks if mesh else 1,
+            )
             for name, f in functions.items()
         }
         program = _ProgramLowering(forward, shape, blocks)

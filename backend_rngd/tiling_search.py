@@ -16,6 +16,7 @@ from xdsl.ir import Block, SSAValue
 
 from .emitter import Activation, Emitter, Ref
 from .isa.cost import dma_cost, exec_cost
+from .isa.cost_exchange import message_cycles
 from .isa.dtypes import DType
 from .isa.instructions import Context, Dma, Exec, Sink
 from .isa.layout import FeatureOrder
@@ -32,7 +33,7 @@ from .kernels.linear import (
     shape_of_product,
 )
 from .kernels.linear_groups import product_type
-from .rngd import AllocOp, BufferType, DmaOp, ExecOp, RepeatOp, TilingOp, WorkOp
+from .rngd import AllocOp, ArriveOp, BufferType, DmaOp, ExecOp, RepeatOp, TilingOp, WorkOp
 from .tiling import Cycles, MatmulTiling, Role
 
 LOAD_BYTES = (131072, 65536, 32768, 16384)
@@ -215,9 +216,9 @@ def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
     return block_cycles(block, machine)
 
 
-def block_cycles(block: Block, machine: Machine) -> Cycles:
-    """What the commands of a block cost, as far as they overlap in their order."""
-    return _Price(machine).of(block)
+def block_cycles(block: Block, machine: Machine, ranks: int = 1) -> Cycles:
+    """What a block's commands cost each of `ranks`, as far as they overlap in their order."""
+    return _Price(machine, ranks).of(block)
 
 
 # The tiles of a product, and those of other tilings, mostly run the same commands.
@@ -227,19 +228,22 @@ def _exec_cycles(command: Exec, machine: Machine) -> int:
 
 
 @functools.lru_cache(maxsize=8192)
-def _dma_cycles(command: Dma, machine: Machine) -> int:
-    return dma_cost(plan_dma(command, ""), machine).total_cycles
+def _dma_cycles(command: Dma, machine: Machine, ranks: int) -> int:
+    return dma_cost(plan_dma(command, ""), machine, ranks).total_cycles
 
 
 class _Price:
     """Runs the commands against a clock, their contexts side by side.
 
     A command waits for those before it in its queue and for what it reads. The sub context counts
-    as two queues, register files ahead of sums: the scheduler may put fills first.
+    as two queues, register files ahead of sums: the scheduler may put fills first. Messages to
+    other ranks are on their way one after the other.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, ranks: int) -> None:
         self._machine = machine
+        self._ranks = ranks
+        self._delivered = 0
         self._busy = dict.fromkeys(Context, 0)
         self._free: dict[tuple[Context, bool], int] = {}
         self._written: dict[SSAValue, int] = {}
@@ -255,13 +259,18 @@ class _Price:
         for op in block.ops:
             match op:
                 case DmaOp():
-                    cycles = _dma_cycles(op.dma, self._machine)
+                    cycles = _dma_cycles(op.dma, self._machine, self._ranks)
                     self._run(Context.DMA, False, cycles, times, [op.source], op.destination)
                 case ExecOp():
                     cycles = _exec_cycles(op.exec, self._machine)
                     fills = op.exec.commit.sink != Sink.DM
                     reads = [value for name, value in op.ports().items() if name != "out"]
                     self._run(op.exec.head.context, fills, cycles, times, reads, op.out)
+                case ArriveOp():
+                    sent = max(self._delivered, self._written[op.buffer])
+                    self._delivered = sent + message_cycles(self._machine, self._ranks)
+                    self._written[op.buffer] = self._delivered
+                    self._end = max(self._end, self._delivered)
                 case RepeatOp():
                     start, turns = self._end, op.count.value.data
                     self._walk(op.body.block, times * turns)

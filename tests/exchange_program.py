@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +18,7 @@ from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.cut import Cut
 from furiosa_llm.backend_rngd.isa.layout import RowTableLayout, features_per_slice, plain
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
-from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, put
+from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, pieces, put
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
 from furiosa_llm.backend_rngd.tile import TilePass
@@ -28,12 +29,13 @@ SLICES = 64
 
 
 def exchange_program(
-    ranks: int, tokens: int, features: int, reduce: AllReduce, level: int = 2
+    ranks: int, tokens: int, features: int, reduce: AllReduce, level: int = 2, groups: int = 1
 ) -> Program:
     """y [tokens, features] = the sum of `x`, and of `residual`, as the ranks of a group have it.
 
     `x` is a parameter [ranks · tokens, features] of which each rank has its rows, `residual` one
-    that all of them have; y is cut in the same way as x. All are bf16.
+    that all of them have; y is cut in the same way as x. All are bf16. Groups of slices have a part
+    of the tokens each.
     """
     layout = _rows(tokens, features)
     rows = [((rank * tokens, (rank + 1) * tokens),) for rank in range(ranks)]
@@ -53,7 +55,7 @@ def exchange_program(
     ]
     ops = [RegionOp(region.name, content_attribute(region)) for region in regions]
     block = Block(arg_types=[BufferType(Memory.HBM, 0)] * len(ops))
-    _emit(Emitter(block), tokens, features, reduce, *(Ref(argument) for argument in block.args))
+    _emit(Emitter(block), tokens, features, groups, reduce, *map(Ref, block.args))
     module = ModuleOp([ProgramOp("decode:1,8", ranks), *ops])
     module.body.block.add_op(BlockOp("exchange", Region(block)))
     module.body.block.add_op(CallOp("exchange", [op.buffer for op in ops]))
@@ -76,29 +78,45 @@ def _part(name: str, shape: tuple[int, int], layout: RowTableLayout, cut: Cut | 
 
 
 def _emit(
-    emit: Emitter, tokens: int, features: int, reduce: AllReduce, x: Ref, residual: Ref, y: Ref
+    emit: Emitter,
+    tokens: int,
+    features: int,
+    groups: int,
+    reduce: AllReduce,
+    x: Ref,
+    residual: Ref,
+    y: Ref,
 ) -> None:
-    order = plain(features)
+    order, own_tokens = plain(features), tokens // groups
 
     def loaded(source: Ref) -> Activation:
-        found = emit.activation(order, tokens, "loaded")
-        emit.dma(_between(found), found.row_bytes, source, found.ref)
+        found = emit.activation(order, own_tokens, "loaded", groups=groups)
+        for outside, place, loops in _between(found):
+            emit.dma(loops, found.row_bytes, source.at(outside), place)
         return found
 
-    own, added = loaded(x), loaded(residual) if reduce.residual else None
-    summands = reduce.reserve(emit, order, tokens)
-    put(emit, own.ref, summands[0])
-    out = emit.activation(order, tokens, "sum")
-    reduce.run(emit, summands, added, out)
-    emit.dma([(n, b, a) for n, a, b in _between(out)], out.row_bytes, out.ref, y)
+    own = loaded(x)
+    summand = reduce.reserve(emit, order, own_tokens, groups)
+    count = len(summand.slots)
+    for source, slot in zip(pieces(own, count), pieces(summand, count), strict=True):
+        put(emit, source, slot)
+    added = reduce.whole_residual(emit, loaded(residual)) if reduce.residual else ()
+    out = emit.activation(order, own_tokens, "sum", groups=groups)
+    reduce.run(emit, summand, added, out)
+    for outside, place, loops in _between(out):
+        emit.dma([(n, b, a) for n, a, b in loops], out.row_bytes, place, y.at(outside))
 
 
-def _between(x: Activation) -> list[tuple[int, int, int]]:
-    """Loops over [token][64 · C] in HBM and [slice][token][C] on chip."""
-    return [
-        (x.tokens, SLICES * x.row_bytes, x.row_bytes),
-        (SLICES, x.row_bytes, SLICE_ADDRESS_BYTES),
-    ]
+def _between(x: Activation) -> Iterator[tuple[int, Ref, list[tuple[int, int, int]]]]:
+    """Per unit its place in HBM's [token][64 · C], that on chip, and the loops over both."""
+    all_slices_bytes = SLICES * x.row_bytes
+    for unit in range(x.units):
+        loops = [
+            (x.groups, x.tokens * all_slices_bytes, x.ring * SLICE_ADDRESS_BYTES),
+            (x.tokens, all_slices_bytes, x.row_bytes),
+            (x.ring, x.row_bytes, SLICE_ADDRESS_BYTES),
+        ]
+        yield unit * x.ring * x.row_bytes, x.place(unit * x.unit), loops
 
 
 def random_rows(rng: np.random.Generator, rows: int, features: int) -> Array:

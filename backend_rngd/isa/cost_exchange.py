@@ -94,11 +94,13 @@ def reduce_scatter_cycles(
 
 
 def _scatter_gather(machine: Machine, ranks: int, bytes_per_rank: int, dtype: DType) -> int:
-    """Each rank sums its part of the tokens and hands the rounded sums out."""
+    """Each rank sums its part of the tokens; the rounded sums spread by doubling."""
     scatter = reduce_scatter_cycles(machine, ranks, bytes_per_rank, dtype=dtype)
     elements = bytes_per_rank // dtype.bytes_for(1)
     rounded = math.ceil(DType.BF16.bytes_for(elements) / ranks)
-    return scatter + all_gather_cycles(machine, ranks, rounded)
+    part, bits = _slice_bytes(rounded, DType.BF16), range((ranks - 1).bit_length())
+    spread = sum(_round(machine, ranks, 1 << bit, part << bit) for bit in bits)
+    return scatter + spread + ranks * _dma_cycles(machine, ranks, part, 0)
 
 
 def _slice_bytes(bytes_per_rank: int, dtype: DType) -> int:

@@ -13,6 +13,7 @@ from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import Dma
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, peers
+from furiosa_llm.backend_rngd.token_groups import GROUPS
 from furiosa_llm.runtime_sim.device import Device
 
 BF16_ROUNDING = 2.0**-8
@@ -23,8 +24,8 @@ RANKS = st.sampled_from([2, 4, 8])
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[int, int, int, AllReduce]:
-    """(ranks, tokens, features, how)."""
+def cases(draw: st.DrawFn) -> tuple[int, int, int, AllReduce, int]:
+    """(ranks, tokens, features, how, groups of slices that have a part of the tokens each)."""
     ranks = draw(RANKS)
     algorithm = draw(st.sampled_from(["rotate", "scatter_gather", "switch"]))
     masks = {
@@ -37,18 +38,22 @@ def cases(draw: st.DrawFn) -> tuple[int, int, int, AllReduce]:
         tokens *= ranks
     dtype = draw(st.sampled_from([DType.BF16, DType.F32]))
     reduce = AllReduce(algorithm, draw(st.sampled_from(masks)), dtype, draw(st.booleans()))
-    return ranks, tokens, draw(st.integers(1, 700)), reduce
+    groups = draw(st.sampled_from([1, GROUPS]))
+    # All slices hold features where groups of them divide the tokens.
+    features = draw(st.integers(1, 700)) if groups == 1 else 1024 * draw(st.integers(1, 2))
+    return ranks, groups * tokens, features, reduce, groups
 
 
 @settings(max_examples=25)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_every_rank_gets_the_sum_of_its_group(
-    case: tuple[int, int, int, AllReduce], seed: int
+    case: tuple[int, int, int, AllReduce, int], seed: int
 ) -> None:
-    ranks, tokens, features, reduce = case
+    ranks, tokens, features, reduce, groups = case
     rng = np.random.default_rng(seed)
     x, residual = random_rows(rng, ranks * tokens, features), random_rows(rng, tokens, features)
-    program = read_program(write_program(exchange_program(ranks, tokens, features, reduce)))
+    made = exchange_program(ranks, tokens, features, reduce, groups=groups)
+    program = read_program(write_program(made))
     device = Device()
     device.load(program, {"x": x, "residual": residual}.__getitem__)
     found = device.execute(program, {})["y"].astype(np.float64).reshape(ranks, tokens, features)
@@ -68,9 +73,19 @@ def test_every_rank_gets_the_sum_of_its_group(
 def test_exchanges_are_ordered_at_every_level(level: int) -> None:
     reduce = AllReduce("scatter_gather", 7, DType.F32, residual=True)
     check_order(exchange_program(8, 16, 576, reduce, level))
+    check_order(exchange_program(8, 32, 1024, reduce, level, groups=GROUPS))
 
 
 def test_each_rank_sends_each_other_one_message() -> None:
     program = exchange_program(8, 1, 4096, AllReduce("rotate", 7, DType.F32))
     pushes = [c.destination.peer for c in program.commands if isinstance(c, Dma)]
     assert sorted(peer for peer in pushes if peer) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_sums_spread_by_doubling() -> None:
+    program = exchange_program(8, 8, 4096, AllReduce("scatter_gather", 7, DType.F32))
+    pushes = [c for c in program.commands if isinstance(c, Dma) if c.destination.peer]
+    assert [push.destination.peer for push in pushes[-3:]] == [1, 2, 4]
+    runs = [push.run for push in pushes[-3:]]
+    assert runs == [runs[0], 2 * runs[0], 4 * runs[0]]
+    assert len(pushes) == 7 + 3

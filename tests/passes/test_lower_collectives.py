@@ -56,7 +56,7 @@ def test_rotation_takes_what_was_measured(ranks: int) -> None:
         (4, 1, ["3 switch"]),
         (8, 1, ["3 switch", "4 rotate"]),
         (2, 128, ["1 rotate"]),
-        (4, 128, ["3 scatter_gather"]),
+        (4, 256, ["3 scatter_gather"]),
         (4, 129, ["1 rotate", "2 rotate"]),
         (8, 255, ["1 rotate", "2 rotate", "4 rotate"]),
     ],
