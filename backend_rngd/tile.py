@@ -120,15 +120,9 @@ class _FunctionLowering:
         if grouped is not None and wanted:
             return grouped
         alone = self._in_chunks(segment, name)
-        if grouped is None or self._cycles(alone) <= self._cycles(grouped):
+        if grouped is None or _cycles(alone, self.ranks) <= _cycles(grouped, self.ranks):
             return alone
         return grouped
-
-    def _cycles(self, blocks: list[LoweredBlock]) -> float:
-        """What the calls of the blocks are predicted to cost."""
-        machine = load_machine()
-        bodies = [block.op.body.block for block in blocks]
-        return sum(block_cycles(body, machine, self.ranks).score for body in bodies)
 
     def _pinned_groups(self, segment: list[Operation]) -> set[int]:
         """The groups that pins ask for."""
@@ -240,6 +234,12 @@ class _FunctionLowering:
             self.crossings,
             groups,
         ).run()
+
+
+def _cycles(blocks: list[LoweredBlock], ranks: int) -> float:
+    """What the calls of the blocks are predicted to cost each rank."""
+    machine = load_machine()
+    return sum(block_cycles(block.op.body.block, machine, ranks).score for block in blocks)
 
 
 def _same_code(block: LoweredBlock, other: LoweredBlock) -> bool:

@@ -47,17 +47,17 @@ CASES = {
 def test_values_do_not_depend_on_the_grouping(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a segment's price alone and in groups, in this order, the second is the lower one.
     prices = itertools.cycle([1.0, 0.0])
-    monkeypatch.setattr(tile, "_cycles", lambda blocks: next(prices))
+    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
     check(CASES[name])
 
 
 def test_pinned_groups_are_taken_whatever_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = CASES["several kv heads"].decoder
     prices = itertools.cycle([1.0, 0.0])
-    monkeypatch.setattr(tile, "_cycles", lambda blocks: next(prices))
+    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
     chosen = _tilings(decoder, ())
     assert any("groups=4" in record for record in chosen.values())
-    monkeypatch.setattr(tile, "_cycles", lambda blocks: 1.0)  # alone, if there is a choice
+    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: 1.0)  # alone, if there is a choice
     assert not any("groups=4" in record for record in _tilings(decoder, ()).values())
     assert _tilings(decoder, tuple(f"{name}: {text}" for name, text in chosen.items())) == chosen
 
