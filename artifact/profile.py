@@ -6,15 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from .. import errors
-from ..backend_rngd.isa.machine import DEFAULT_MACHINE, load_machine
+from ..backend_rngd.isa.machine import (
+    DEFAULT_MACHINE,
+    load_machine,
+    with_documented_exchanges,
+)
 from ..models.config_types import Bucket
 from ..runtime_sim.breakdown import Part, breakdown
-from ..runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
+from ..runtime_sim.timing import Bound, ModuleTiming, ProgramTiming, time_program
 from .reader import Artifact, read_artifact
 
 LAYER = re.compile(r"\.\d+(?=\.|$)")
@@ -34,6 +39,8 @@ class Profile:
     """The same buckets while every PE of the machine is in use: they share HBM."""
     breakdowns: tuple[Mapping[Part, int], ...]
     """Of `timings`: what the cycles on the critical path are spent on."""
+    by_formula: tuple[ProgramTiming, ...]
+    """The same with exchanges as documented; none for one rank, which exchanges nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in plain types; cycles and microseconds stand beside each other."""
@@ -45,10 +52,11 @@ class Profile:
                 {
                     **_program_json(timing),
                     "critical_path": dict(parts),
+                    "exchanges_by_formula": formula and _shared_json(formula),
                     "all_pes": _shared_json(shared),
                 }
-                for timing, shared, parts in zip(
-                    self.timings, self.together, self.breakdowns, strict=True
+                for timing, shared, parts, formula in zip_longest(
+                    self.timings, self.together, self.breakdowns, self.by_formula
                 )
             ],
         }
@@ -74,7 +82,13 @@ def profile_artifact(
     breakdowns = tuple(
         breakdown(artifact.program(found), loaded, sharers=ranks) for found in buckets
     )
-    return Profile(loaded.name, loaded.chip.clock_hertz, pes, timings, together, breakdowns)
+    by_formula = tuple(
+        time_program(artifact.program(found), with_documented_exchanges(loaded), sharers=ranks)
+        for found in (buckets if ranks > 1 else ())
+    )
+    return Profile(
+        loaded.name, loaded.chip.clock_hertz, pes, timings, together, breakdowns, by_formula
+    )
 
 
 def trace_artifact(
@@ -154,7 +168,7 @@ def _program_json(timing: ProgramTiming) -> dict[str, Any]:
 
 
 def _shared_json(timing: ProgramTiming) -> dict[str, Any]:
-    """What a run takes while every PE loads; the rest is as for one PE alone."""
+    """What a run takes under other circumstances; what it does stays the same."""
     return {
         "cycles": timing.cycles,
         "time_us": timing.time_us,

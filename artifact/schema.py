@@ -275,6 +275,7 @@ class ExchangeEntry(Schema):
     dtype: str
     algorithm: str | None
     cycles: int | None
+    formula_cycles: int | None
 
 
 class Sharding(Schema):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from build_cost import LLAMA_3_1_8B
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 LEVEL = 2
 MODELS: Mapping[str, Mapping[str, Any]] = {"8B": LLAMA_3_1_8B, "70B": LLAMA_3_1_70B}
 CASES = (Case("decode", 1, 1024, (LEVEL,), 0.85), Case("prefill", 1, 1024, (LEVEL,), 0.8))
-DOCUMENTED = "book"
-"""The machine that has exchanges by formula."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ class Row:
 
 
 def measure(model: Model, case: Case, ranks: int, machine: Machine) -> Row:
-    from furiosa_llm.backend_rngd.isa.machine import load_machine
+    from furiosa_llm.backend_rngd.isa.machine import with_documented_exchanges
     from furiosa_llm.runtime_sim.breakdown import breakdown
     from furiosa_llm.runtime_sim.timing import time_program
 
     program = model.program(case.bucket(), LEVEL, ranks)
     timing = time_program(program, machine, sharers=ranks)
-    by_formula = replace(machine, exchange=load_machine(DOCUMENTED).exchange)
+    by_formula = with_documented_exchanges(machine)
     return Row(
         ranks,
         timing.cycles,

@@ -92,7 +92,17 @@ def _print_sharding(sharding: dict[str, Any]) -> None:
     for bucket, exchanges in sharding["exchanges"].items():
         print_table(
             f"exchanges of {bucket}",
-            ("module", "kind", "ranks", "runs", "bytes", "type", "algorithm", "cycles"),
+            (
+                "module",
+                "kind",
+                "ranks",
+                "runs",
+                "bytes",
+                "type",
+                "algorithm",
+                "cycles",
+                "by formula",
+            ),
             [
                 (
                     exchange["module"],
@@ -102,7 +112,7 @@ def _print_sharding(sharding: dict[str, Any]) -> None:
                     f"{exchange['bytes']:,}",
                     exchange["dtype"],
                     exchange["algorithm"] or "",
-                    "" if exchange["cycles"] is None else f"{exchange['cycles']:,}",
+                    *(_cell(exchange[cycles]) for cycles in ("cycles", "formula_cycles")),
                 )
                 for exchange in exchanges
             ],
@@ -133,6 +143,10 @@ def _print_binary(summary: dict[str, Any]) -> None:
         ("tensor", "shape", "bytes on the device"),
         [(p["name"], _joined(p["shape"], " x "), f"{p['bytes']:,}") for p in summary["parameters"]],
     )
+
+
+def _cell(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def _joined(numbers: list[Any], by: str = ", ") -> str:

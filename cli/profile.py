@@ -52,6 +52,7 @@ def command(
         return
     _print_buckets(profile.machine, profile.timings)
     _print_breakdowns(profile)
+    _print_by_formula(profile)
     _print_together(profile)
     for timing in profile.timings if bucket else ():
         _print_modules(timing)
@@ -101,6 +102,13 @@ def _print_breakdowns(profile: Profile) -> None:
         ],
         compact=True,
     )
+
+
+def _print_by_formula(profile: Profile) -> None:
+    """What exchanges would cost if messages took no longer than their bytes."""
+    if profile.by_formula:
+        times = [f"{timing.cycles:,} cycles ({timing.bucket})" for timing in profile.by_formula]
+        click.echo(f"with exchanges by formula, nothing fitted: {', '.join(times)}")
 
 
 def _print_together(profile: Profile) -> None:

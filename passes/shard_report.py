@@ -12,7 +12,7 @@ from xdsl.dialects.builtin import FixedBitwidthType, ModuleOp, StringAttr
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute
 
-from ..backend_rngd.isa.machine import load_machine
+from ..backend_rngd.isa.machine import Machine, load_machine, with_documented_exchanges
 from ..ir import dist, nn
 from ..ir.dist_cut import CutAttr, mesh_of
 from ..ir.provenance import join, module_path
@@ -65,6 +65,8 @@ class Exchange:
     """None: not chosen yet."""
     cycles: int | None
     """Of one run on the default machine, if nothing hides it; None without an algorithm."""
+    formula_cycles: int | None
+    """The same by formula, from documented costs alone."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,13 @@ def _exchange(op: Collective, module: str, runs: int, ranks: int) -> Exchange:
         bytes=prod(shape_of(op.x)) * dtype.bitwidth // 8,
         dtype=str(dtype),
         algorithm=None if op.algorithm is None else op.algorithm.data,
-        cycles=None if op.algorithm is None else collective_cycles(op, ranks, load_machine()),
+        cycles=_cycles(op, ranks, load_machine()),
+        formula_cycles=_cycles(op, ranks, with_documented_exchanges(load_machine())),
     )
+
+
+def _cycles(op: Collective, ranks: int, machine: Machine) -> int | None:
+    return None if op.algorithm is None else collective_cycles(op, ranks, machine)
 
 
 def _layerless(path: str) -> str:

@@ -42,6 +42,7 @@ __all__ = [
 
 SCHEMA = 1
 DEFAULT_MACHINE = "silicon"
+DOCUMENTED_MACHINE = "book"
 SECTIONS = tuple(
     f.name for f in dataclasses.fields(Machine) if f.name not in ("name", "parameters")
 )
@@ -53,6 +54,17 @@ def load_machine(name_or_path: str | Path = DEFAULT_MACHINE) -> Machine:
     Raises: VED021 (no such description), VED022 (the file is not valid, naming the parameter).
     """
     return _load(name_or_path, (), str(name_or_path))
+
+
+@functools.cache
+def with_documented_exchanges(machine: Machine) -> Machine:
+    """The machine with exchanges by formula: what is documented, nothing that was fitted."""
+    book = load_machine(DOCUMENTED_MACHINE)
+    parameters = {**machine.parameters}
+    parameters |= {name: p for name, p in book.parameters.items() if name.startswith("exchange.")}
+    return dataclasses.replace(
+        machine, exchange=book.exchange, parameters=MappingProxyType(parameters)
+    )
 
 
 def _load(name_or_path: str | Path, above: tuple[Path, ...], at: str) -> Machine:

@@ -35,8 +35,8 @@ SHARDS = ShardReport(
         ),
     ),
     (
-        Exchange("all_reduce", "layers.*.w", 2, 2, 64, "f32", algorithm="switch", cycles=7654),
-        Exchange("all_gather", "layers.*.v", 2, 2, 32, "f32", algorithm=None, cycles=None),
+        Exchange("all_reduce", "layers.*.w", 2, 2, 64, "f32", "switch", 7654, formula_cycles=321),
+        Exchange("all_gather", "layers.*.v", 2, 2, 32, "f32", None, None, formula_cycles=None),
     ),
 )
 
@@ -269,5 +269,13 @@ def test_how_tensors_are_cut_is_stored_and_shown(
     assert [one.bytes for one in sharding.exchanges["decode:4,32"]] == [64, 32]
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "two")])
     assert result.exit_code == 0, result.output
-    for shown in ("layers.*.w", "slots x 2", "25%", "1.3", "exchanges of decode:4,32", "7,654"):
+    for shown in (
+        "layers.*.w",
+        "slots x 2",
+        "25%",
+        "1.3",
+        "exchanges of decode:4,32",
+        "7,654",
+        "321",
+    ):
         assert shown in result.stdout

@@ -12,12 +12,35 @@ from furiosa_llm.artifact import reader as reader_module
 from furiosa_llm.artifact import trace as trace_module
 from furiosa_llm.artifact.profile import fold_layers
 from furiosa_llm.backend_rngd.isa.container import Program
-from furiosa_llm.backend_rngd.isa.machine import Machine
+from furiosa_llm.backend_rngd.isa.machine import Machine, load_machine
 from furiosa_llm.cli.main import main
+from furiosa_llm.models.mesh import make_mesh
 from furiosa_llm.runtime_sim.spread import Spread
 from furiosa_llm.runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
 
 SPREAD = Spread({"dma.startup_cycles": (-5.0, 10.0)})
+
+
+def timing_of(program: Program, cycles: int) -> ProgramTiming:
+    paths = ["model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
+    return ProgramTiming(
+        bucket=program.bucket,
+        cycles=cycles,
+        time_us=0.3,
+        hbm_bytes=300,
+        macs=21,
+        hbm_utilization=0.5,
+        mac_utilization=0.25,
+        modules=tuple(ModuleTiming(path, 100, 0.1, 100, 7, BUSY, 60, "HBM") for path in paths),
+        engines={"dma": 270},
+        contexts={"dma": 270, "main": 0},
+        roofline_cycles=180,
+        bound="HBM",
+        spread=SPREAD,
+        low_us=0.29,
+        high_us=0.31,
+        dominant_us="chip.clock_hertz",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -25,25 +48,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The idle programs of `small_artifact` get times that tests know."""
 
     def time_program(program: Program, machine: Machine, sharers: int) -> ProgramTiming:
-        paths = ["model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
-        return ProgramTiming(
-            bucket=program.bucket,
-            cycles=300 if sharers == 1 else 450,
-            time_us=0.3,
-            hbm_bytes=300,
-            macs=21,
-            hbm_utilization=0.5,
-            mac_utilization=0.25,
-            modules=tuple(ModuleTiming(path, 100, 0.1, 100, 7, BUSY, 60, "HBM") for path in paths),
-            engines={"dma": 270},
-            contexts={"dma": 270, "main": 0},
-            roofline_cycles=180,
-            bound="HBM",
-            spread=SPREAD,
-            low_us=0.29,
-            high_us=0.31,
-            dominant_us="chip.clock_hertz",
-        )
+        return timing_of(program, 300 if sharers == 1 else 450)
 
     def breakdown(program: Program, machine: Machine, sharers: int) -> dict[str, int]:
         return {"compute": 90, "HBM": 210, "exchanges": 0}
@@ -90,6 +95,7 @@ def test_json_has_every_layer(tmp_path: Path) -> None:
         "hbm_capacity_utilization": 0.0,
         "engines": {"dma": 270},
         "contexts": {"dma": 270, "main": 0},
+        "exchanges_by_formula": None,
         "critical_path": {"compute": 90, "HBM": 210, "exchanges": 0},
         "all_pes": {"cycles": 450, "time_us": 0.3, "roofline_cycles": 180},
     }
@@ -127,6 +133,27 @@ def test_the_critical_path_has_the_kinds_that_are_on_it(tmp_path: Path) -> None:
     header = lines.index("on the critical path") + 1
     assert lines[header].split() == ["bucket", "compute", "HBM"]
     assert lines[header + 2].split() == ["decode:4,32", "30.0%", "70.0%"]
+
+
+def test_several_ranks_have_times_with_exchanges_by_formula(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same programs on the machine without what was fitted to all-reduces."""
+    machines: list[Machine] = []
+
+    def time_program(program: Program, machine: Machine, sharers: int) -> ProgramTiming:
+        machines.append(machine)
+        return timing_of(program, 200)
+
+    monkeypatch.setattr(profile_module, "time_program", time_program)
+    write_artifact(tmp_path / "a", mesh=make_mesh(tp=4))
+    _, stdout, _ = run(tmp_path, "--bucket", "decode:4,32")
+    assert "by formula, nothing fitted: 200 cycles (decode:4,32)" in stdout
+    _, stdout, _ = run(tmp_path, "--bucket", "decode:4,32", "--json")
+    assert json.loads(stdout)["buckets"][0]["exchanges_by_formula"]["cycles"] == 200
+    for machine in machines:
+        assert machine.exchange == load_machine("book").exchange
+        assert machine.chip == load_machine().chip
 
 
 def test_tables_add_up_the_layers(tmp_path: Path) -> None:

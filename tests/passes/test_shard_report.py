@@ -81,6 +81,11 @@ def test_exchanges_are_counted_over_the_layers() -> None:
         assert (one.dtype, one.bytes) == ("f32", tokens * ODD.width * 4)
         assert one.cycles == all_reduce_cycles(load_machine(), 4, one.bytes, str(one.algorithm))
     embedding = exchanges["model.embed_tokens"]
+    for one in exchanges.values():
+        assert one.cycles is not None
+        assert one.formula_cycles is not None
+        # What was fitted to published all-reduces comes on top of documented costs.
+        assert 0 < one.formula_cycles <= one.cycles
     assert (embedding.runs, embedding.dtype) == (1, "bf16")
 
 
