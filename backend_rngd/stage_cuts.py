@@ -83,8 +83,8 @@ class _BlockUse:
 
     dm: _Use = field(default_factory=_Use)
     hbm: dict[int, _Use] = field(default_factory=dict)
-    writers: dict[tuple[Span, int | None], None] = field(default_factory=dict)
-    """What is written in data memory, in order, and the entry if it is a transfer from HBM."""
+    owned: dict[int | None, Spans] = field(default_factory=dict)
+    """What each transfer of its list, or something else, has written last in data memory."""
 
 
 class _Slices:
@@ -135,6 +135,7 @@ def _sources(plan: ExecPlan) -> tuple[int, int]:
 def _block_use(program: Program, block: Block, slices: _Slices) -> _BlockUse:
     repeated = _repeated(program, block)
     use = _BlockUse()
+    writers: dict[tuple[Span, int | None], None] = {}
     seen: set[tuple[object, ...]] = set()
     for issued in expand_block(program, block):
         for write in (False, True):
@@ -147,8 +148,12 @@ def _block_use(program: Program, block: Block, slices: _Slices) -> _BlockUse:
                 if write and touch[0] is None:
                     loaded = isinstance(issued.command, Dma) and issued.entry not in repeated
                     writer = (touch[1], issued.entry if loaded else None)
-                    use.writers.pop(writer, None)
-                    use.writers[writer] = None
+                    writers.pop(writer, None)
+                    writers[writer] = None
+    for (low, high), owner in writers:
+        for spans in use.owned.values():
+            spans.remove(low, high)
+        use.owned.setdefault(owner, Spans()).add(low, high)
     return use
 
 
@@ -290,10 +295,10 @@ class _Owners:
         self._spans: dict[tuple[int, int | None], Spans] = {}
 
     def write(self, number: int, use: _BlockUse) -> None:
-        for (low, high), entry in use.writers:
-            for spans in self._spans.values():
-                spans.remove(low, high)
-            self._spans.setdefault((number, entry), Spans()).add(low, high)
+        for spans in self._spans.values():
+            for span in use.dm.writes:
+                spans.remove(*span)
+        self._spans |= {(number, entry): spans.copy() for entry, spans in use.owned.items()}
         self._spans = {owner: spans for owner, spans in self._spans.items() if list(spans)}
 
     def of(self, live: Spans) -> tuple[Reload, ...] | None:
