@@ -5,6 +5,7 @@ Everything follows from a seed: `mutated(data, seed)` gives the same file again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -193,7 +194,8 @@ def _header(data: bytes, rng: random.Random) -> bytes:
     elif action == 0 and isinstance(parent, dict):
         del parent[key]
     else:
-        parent[key] = _other_json(value, rng, places)
+        # A copy, because the value may be one that `parent` is a part of.
+        parent[key] = copy.deepcopy(_other_json(value, rng, places))
     return _joined(data, header, records)
 
 
