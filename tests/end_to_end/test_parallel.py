@@ -121,4 +121,28 @@ def test_ranks_of_smollm2_give_the_tokens_of_one(
     buckets = {"prefill_buckets": [(1, 128)], "decode_buckets": [(4, 256)]}
     llm = build(demo_model_path(), tmp_path / "a", buckets, tensor_parallel_size=ranks)
     prompts = prompts_of(demo)
-    check_ties(reference, prompts, expected, greedy_tokens(llm, prompts, NEW_TOKENS))
+    found = greedy_tokens(llm, prompts, NEW_TOKENS)
+    check_ties(reference, prompts, expected, found)
+    staged = LLM.load_artifact(tmp_path / "a", pipeline_parallel_size=2)
+    assert greedy_tokens(staged, prompts, NEW_TOKENS) == found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pipeline_parallel_size": 2},
+        {"pipeline_parallel_size": 3, "devices": "npu:0:0,npu:0:1,npu:1:0"},
+        {"pipeline_parallel_size": 4},
+        {"num_blocks_per_pp_stage": (1, 28, 1)},
+        {"pipeline_parallel_size": 2, "data_parallel_size": 2},
+    ],
+    ids=str,
+)
+def test_an_artifact_built_for_one_stage_loads_with_several(
+    demo: LLM, demo_artifact: Path, expected: list[list[int]], options: dict[str, Any]
+) -> None:
+    staged = LLM.load_artifact(demo_artifact, **options)
+    assert greedy_tokens(staged, prompts_of(demo), NEW_TOKENS) == expected
+    assert staged.metrics is not None
+    assert staged.metrics.full_pipeline_tokens_per_s > staged.metrics.tokens_per_s

@@ -28,6 +28,7 @@ main()
 def test_all_commands_on_an_artifact(artifact: Path) -> None:
     for arguments in (
         ["run", str(artifact), "--prompt", "hello", "--max-tokens", "3", "--json"],
+        ["run", str(artifact), "--prompt", "hello", "--max-tokens", "3", "--json", "-pp", "2"],
         ["profile", str(artifact), "--json"],
         ["inspect", str(artifact), "--json"],
     ):
