@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -18,7 +18,10 @@ from ..backend_rngd.isa.machine import (
     with_documented_exchanges,
 )
 from ..models.config_types import Bucket
+from ..models.placement import Stage
 from ..runtime_sim.breakdown import Part, breakdown
+from ..runtime_sim.pipeline_timing import PipelineTiming
+from ..runtime_sim.stages import starts_after_layers
 from ..runtime_sim.timing import Bound, ModuleTiming, ProgramTiming, time_program
 from .reader import Artifact, read_artifact
 
@@ -39,6 +42,10 @@ class Profile:
     """The same buckets while every PE of the machine is in use: they share HBM."""
     breakdowns: tuple[Mapping[Part, int], ...]
     """Of `timings`: what the cycles on the critical path are spent on."""
+    stages: tuple[Stage, ...]
+    """Pipeline stages; the other figures are those of one stage that has all PEs of a run."""
+    pipelines: tuple[PipelineTiming, ...]
+    """The same buckets in these stages; none for a single one."""
     by_formula: tuple[ProgramTiming, ...]
     """The same with exchanges as documented; none for one rank, which exchanges nothing."""
 
@@ -53,21 +60,27 @@ class Profile:
                     **_program_json(timing),
                     "critical_path": dict(parts),
                     "exchanges_by_formula": formula and _shared_json(formula),
+                    "pipeline": pipeline and _pipeline_json(pipeline, self.stages),
                     "all_pes": _shared_json(shared),
                 }
-                for timing, shared, parts, formula in zip_longest(
-                    self.timings, self.together, self.breakdowns, self.by_formula
+                for timing, shared, parts, formula, pipeline in zip_longest(
+                    self.timings, self.together, self.breakdowns, self.by_formula, self.pipelines
                 )
             ],
         }
 
 
 def profile_artifact(
-    path: Path, *, bucket: str | None = None, machine: str | Path = DEFAULT_MACHINE
+    path: Path,
+    *,
+    bucket: str | None = None,
+    machine: str | Path = DEFAULT_MACHINE,
+    stages: Sequence[Stage] = (),
 ) -> Profile:
     """The simulated time of one bucket, called e.g. `decode:4,256`, or of all.
 
-    `machine` is the name of a machine description, or its file.
+    `machine` is the name of a machine description, or its file. Several `stages` are timed one by
+    one, besides the whole.
     Raises: ART001, ART005 to ART008, VEDxxx, SIMxxx.
     """
     artifact = read_artifact(path)
@@ -87,7 +100,28 @@ def profile_artifact(
         for found in (buckets if ranks > 1 else ())
     )
     return Profile(
-        loaded.name, loaded.chip.clock_hertz, pes, timings, together, breakdowns, by_formula
+        loaded.name,
+        loaded.chip.clock_hertz,
+        pes,
+        timings,
+        together,
+        breakdowns,
+        tuple(stages),
+        tuple(_pipeline(artifact, found, machine, stages) for found in buckets if len(stages) > 1),
+        by_formula,
+    )
+
+
+def _pipeline(
+    artifact: Artifact, bucket: Bucket, machine: str | Path, stages: Sequence[Stage]
+) -> PipelineTiming:
+    starts = starts_after_layers(artifact.program(bucket), [stage.blocks for stage in stages])
+    return artifact.stage_timing(
+        bucket,
+        starts,
+        machine,
+        sharers=max(stage.sharers for stage in stages),
+        cards=[stage.run.card for stage in stages],
     )
 
 
@@ -173,6 +207,25 @@ def _shared_json(timing: ProgramTiming) -> dict[str, Any]:
         "cycles": timing.cycles,
         "time_us": timing.time_us,
         "roofline_cycles": timing.roofline_cycles,
+    }
+
+
+def _pipeline_json(timing: PipelineTiming, stages: Sequence[Stage]) -> dict[str, Any]:
+    return {
+        "cycles": timing.latency_cycles,
+        "interval_cycles": timing.slowest_cycles,
+        "stages": [
+            {
+                "devices": stage.run.name,
+                "blocks": stage.blocks,
+                "cycles": own.cycles,
+                "sent_bytes": own.sent_bytes,
+                "send_cycles": own.send_cycles,
+                "reload_cycles": own.reload_cycles,
+                "hbm_capacity_utilization": own.timing.hbm_capacity_utilization,
+            }
+            for stage, own in zip(stages, timing.stages, strict=True)
+        ],
     }
 
 

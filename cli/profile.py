@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .parallel import devices_option, pipeline_options
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -29,15 +30,26 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write what every engine does when, as a trace for ui.perfetto.dev. Of one bucket.",
 )
+@pipeline_options("Pipeline stages to time one by one; by default those of the build.")
+@devices_option("By default those of the build.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every layer.")
 def command(
-    artifact: Path, bucket: str | None, machine: str | None, trace: Path | None, as_json: bool
+    artifact: Path,
+    bucket: str | None,
+    machine: str | None,
+    trace: Path | None,
+    pipeline_parallel_size: int | None,
+    num_blocks_per_pp_stage: tuple[int, ...] | None,
+    devices: str | None,
+    as_json: bool,
 ) -> None:
     """Show simulated cycles and bytes of ARTIFACT's binaries, per bucket and per module.
 
     Needs no weights. The table of modules adds up the layers; --json has each of them.
     """
     from ..artifact.profile import profile_artifact, trace_artifact
+    from ..artifact.reader import read_artifact
+    from ..llm.placement import place
 
     options = {} if machine is None else {"machine": machine}
     with progress() as report:
@@ -45,13 +57,20 @@ def command(
             report("writing the trace")
             trace_artifact(artifact, trace, bucket=bucket, **options)
         report("timing the binaries")
-        profile = profile_artifact(artifact, bucket=bucket, **options)
+        placement = place(
+            read_artifact(artifact),
+            devices=devices,
+            pp=pipeline_parallel_size,
+            sizes=num_blocks_per_pp_stage,
+        )
+        profile = profile_artifact(artifact, bucket=bucket, stages=placement.replica(0), **options)
     if as_json:
         traced = {} if trace is None else {"trace": str(trace)}
         click.echo(json.dumps({**profile.to_json(), **traced}, indent=2))
         return
     _print_buckets(profile.machine, profile.timings)
     _print_breakdowns(profile)
+    _print_pipelines(profile)
     _print_by_formula(profile)
     _print_together(profile)
     for timing in profile.timings if bucket else ():
@@ -102,6 +121,34 @@ def _print_breakdowns(profile: Profile) -> None:
         ],
         compact=True,
     )
+
+
+def _print_pipelines(profile: Profile) -> None:
+    """Stages one by one, if there are several."""
+    from .tables import print_table
+
+    for timing, pipeline in zip(profile.timings, profile.pipelines, strict=False):
+        click.echo()
+        print_table(
+            f"stages of {timing.bucket}",
+            ("devices", "blocks", "cycles", "share", "received bytes", "until received"),
+            [
+                (
+                    stage.run.name,
+                    f"{stage.blocks}",
+                    f"{own.cycles:,}",
+                    _share(own.cycles, pipeline.latency_cycles),
+                    f"{own.sent_bytes:,}",
+                    f"{own.send_cycles:,}",
+                )
+                for stage, own in zip(profile.stages, pipeline.stages, strict=True)
+            ],
+            compact=True,
+        )
+        click.echo(
+            f"a step takes {pipeline.latency_cycles:,} cycles, the next can follow after "
+            f"{pipeline.slowest_cycles:,}"
+        )
 
 
 def _print_by_formula(profile: Profile) -> None:

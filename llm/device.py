@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from .. import errors
 from ..artifact.reader import Artifact
 from ..models.config_types import Bucket
+from ..models.placement import Stage
 from ..runtime_sim.device import Device
 from ..runtime_sim.hbm import TensorSource
 from ..runtime_sim.stages import starts_after_layers
-from .placement import Stage, place
+from .placement import place
 from .step_inputs import Inputs
 
 LOGITS = "logits"

@@ -1,43 +1,13 @@
-"""Where a loaded artifact runs: its replicas, and the blocks of each pipeline stage."""
+"""Where a loaded artifact runs: what it records, with what a loader asks for instead."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..artifact.reader import Artifact
-from ..models.devices import PeRun
-from ..models.mesh import Mesh, make_mesh
+from ..models.mesh import make_mesh
+from ..models.placement import Placement
 from ..models.stages import stage_count, stage_sizes
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One pipeline stage of one replica."""
-
-    run: PeRun
-    blocks: int
-    """Transformer blocks that it runs."""
-    sharers: int
-    """PEs that load from its card's HBM at the same time, its own included."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Replicas of equal stages."""
-
-    mesh: Mesh
-    sizes: tuple[int, ...]
-    """Transformer blocks of each stage."""
-
-    def replica(self, number: int) -> tuple[Stage, ...]:
-        """The stages of a replica, in order."""
-        return tuple(
-            Stage(run, blocks, self.mesh.sharers(number, stage))
-            for stage, (run, blocks) in enumerate(
-                zip(self.mesh.replicas[number], self.sizes, strict=True)
-            )
-        )
 
 
 def place(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,10 +12,13 @@ from furiosa_llm.artifact import profile as profile_module
 from furiosa_llm.artifact import reader as reader_module
 from furiosa_llm.artifact import trace as trace_module
 from furiosa_llm.artifact.profile import fold_layers
+from furiosa_llm.artifact.reader import Artifact
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.machine import Machine, load_machine
 from furiosa_llm.cli.main import main
+from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.models.mesh import make_mesh
+from furiosa_llm.runtime_sim.pipeline_timing import PipelineTiming, StageTiming
 from furiosa_llm.runtime_sim.spread import Spread
 from furiosa_llm.runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
 
@@ -96,6 +100,7 @@ def test_json_has_every_layer(tmp_path: Path) -> None:
         "engines": {"dma": 270},
         "contexts": {"dma": 270, "main": 0},
         "exchanges_by_formula": None,
+        "pipeline": None,
         "critical_path": {"compute": 90, "HBM": 210, "exchanges": 0},
         "all_pes": {"cycles": 450, "time_us": 0.3, "roofline_cycles": 180},
     }
@@ -154,6 +159,38 @@ def test_several_ranks_have_times_with_exchanges_by_formula(
     for machine in machines:
         assert machine.exchange == load_machine("book").exchange
         assert machine.chip == load_machine().chip
+
+
+def test_stages_are_timed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def stage_timing(
+        self: Artifact, bucket: Bucket, starts: Any, machine: str, **where: Any
+    ) -> Any:
+        asked.append((starts, where))
+        timing = timing_of(self.program(bucket), 300)
+        first = StageTiming(timing, reload_cycles=0, sent_bytes=0, send_cycles=0)
+        return PipelineTiming((first, StageTiming(timing, 20, sent_bytes=4096, send_cycles=80)))
+
+    monkeypatch.setattr(Artifact, "stage_timing", stage_timing)
+    monkeypatch.setattr(profile_module, "starts_after_layers", lambda program, blocks: blocks)
+    options = ("--bucket", "decode:4,32", "--num-blocks-per-pp-stage", "1,3")
+    devices = ("--devices", "npu:1:4,npu:2:0")
+    found = json.loads(run(tmp_path, *options, *devices, "--json")[1])["buckets"][0]["pipeline"]
+    assert (found["cycles"], found["interval_cycles"]) == (700, 400)
+    assert found["stages"][1] == {
+        "devices": "npu:2:0",
+        "blocks": 3,
+        "cycles": 400,
+        "sent_bytes": 4096,
+        "send_cycles": 80,
+        "reload_cycles": 20,
+        "hbm_capacity_utilization": 0.0,
+    }
+    assert asked == [([1, 3], {"sharers": 1, "cards": [1, 2]})]
+    _, stdout, _ = run(tmp_path, *options)
+    assert cells(stdout, "npu:1:0") == ["npu:1:0", "3", "400", "57.1%", "4,096", "80"]
+    assert "a step takes 700 cycles, the next can follow after 400" in stdout
 
 
 def test_tables_add_up_the_layers(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 from small_artifact import write_artifact
 
 from furiosa_llm.artifact.reader import Artifact, read_artifact
-from furiosa_llm.llm.placement import Stage, place
+from furiosa_llm.llm.placement import place
 from furiosa_llm.models.devices import PeRun
 from furiosa_llm.models.mesh import make_mesh
+from furiosa_llm.models.placement import Stage
 
 
 def artifact(directory: Path, devices: str = "npu:3:4-7,npu:4:4-7") -> Artifact:
