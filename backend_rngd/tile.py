@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from xdsl.context import Context
 from xdsl.dialects import func
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 
@@ -248,13 +248,22 @@ def _same_code(block: LoweredBlock, other: LoweredBlock) -> bool:
 
 
 def _chunks(ops: list[Operation], shape: TokenShape, limit: int) -> list[Chunk]:
-    """The parts that blocks work on; none if a sequence cannot be cut to this limit."""
+    """The parts that blocks work on; none if the tokens cannot be cut to this limit."""
     if any(isinstance(op, paged.LastTokenOp) for op in ops):
         # From here on each sequence is one token, wherever it stands.
         firsts = range(0, shape.sequences, limit)
         return [Chunk(first, min(limit, shape.sequences - first), 0, 1) for first in firsts]
     attends = any(isinstance(op, paged.AttentionOp) for op in ops)
-    return chunks(shape, limit, SEQUENCE_CHUNK_TOKENS if attends else 1)
+    parts = chunks(shape, limit, SEQUENCE_CHUNK_TOKENS if attends else 1)
+    dealt = max((_ranks_dealt_to(op) for op in ops), default=1)
+    return parts if all(part.count % dealt == 0 for part in parts) else []
+
+
+def _ranks_dealt_to(op: Operation) -> int:
+    """The ranks among which an operator divides its tokens."""
+    if isinstance(op, dist.AllReduceOp) and op.algorithm == StringAttr("scatter_gather"):
+        return op.mask.value.data + 1
+    return 1
 
 
 # --- the program ---
