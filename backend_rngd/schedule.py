@@ -50,7 +50,7 @@ MEMORIES = tuple(ON_CHIP_BYTES)
 POLICIES = (
     *(Policy(by_path=False, ahead=ahead) for ahead in (1.0, 0.94, 0.88, 0.75, 0.5)),
     *(Policy(by_path=True, ahead=ahead) for ahead in (1.0, 0.88)),
-    Policy(by_path=False, patience_cycles=1000),
+    *(Policy(by_path=by_path, patience_cycles=1000) for by_path in (False, True)),
 )
 """What is tried for a block: less room ahead makes longer plans that are easier to place."""
 KERNEL_POLICIES = (
