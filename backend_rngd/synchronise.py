@@ -38,6 +38,7 @@ from .isa.ordering import (
     peer_accesses,
     peer_of,
 )
+from .isa.record_types import MAX_SIGNALS
 from .rngd import BlockOp, CommandAttr, DmaOp, ExecOp, RepeatOp, ranks_of
 from .schedule import check_level, groups
 
@@ -70,13 +71,32 @@ def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int, rank
         head = heads[node.command]
         for other in needed:
             peer = node.mask ^ other.mask
+            signalling = other.command
+            if not peer:
+                signalling = _signaller(issued, heads, other.command, node.command, head.context)
             # A peer's push signals once: that it has arrived, and that its source is free.
-            signal = head.context, other.command, peer
+            signal = head.context, signalling, peer
             if signal not in taken:
                 taken.add(signal)
-                head.wait(heads[other.command], peer)
+                head.wait(heads[signalling], peer)
     for op, head in zip(commands, heads, strict=True):
         op.command = CommandAttr(replace(op.command.data, head=head.built()))
+
+
+def _signaller(
+    issued: Sequence[Issued], heads: Sequence[_Head], finished: int, before: int, waiting: Context
+) -> int:
+    """Who tells `waiting` that command `finished` has done so: it, or a later one of its context.
+
+    A command sends few signals, and those to peers only it can send. A later command of the same
+    context starts when the ones before it have finished.
+    """
+    context = issued[finished].context
+    number = semaphore(context, waiting)
+    for i in range(finished, before):
+        if issued[i].context == context and heads[i].can_signal(number, peer_of(issued[i])):
+            return i
+    raise AssertionError(f"no command of {context.name} has a signal left for {waiting.name}")
 
 
 @dataclass
@@ -88,6 +108,12 @@ class _Head:
     """Who sends the signals, by semaphore."""
     signals: dict[int, set[int]] = field(default_factory=dict)
     """Who gets them, by semaphore."""
+
+    def can_signal(self, semaphore: int, push_to: int) -> bool:
+        """Whether it does, or has a signal left; one of a push is for the peer that gets it."""
+        to_peers = sum(bool(who - {0}) for who in self.signals.values())
+        kept = bool(push_to) and not to_peers
+        return semaphore in self.signals or len(self.signals) + kept < MAX_SIGNALS
 
     def wait(self, other: _Head, peer: int) -> None:
         """Let this command wait for that one, of this rank (0) or of a peer."""

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from small_decoder import Decoder
 
 from furiosa_llm.backend_rngd.isa.container import Program
-from furiosa_llm.backend_rngd.isa.instructions import Control, Dma, Exec
+from furiosa_llm.backend_rngd.isa.instructions import (
+    Context,
+    Control,
+    Dma,
+    Exec,
+    Head,
+    Side,
+    Space,
+)
 from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.record_types import MAX_SIGNALS
+from furiosa_llm.backend_rngd.synchronise import _Head, _signaller
 from furiosa_llm.errors import SimulationFault
 from furiosa_llm.models.config_types import Bucket
 
@@ -57,3 +69,35 @@ def test_waits_name_other_contexts_only(bucket: Bucket) -> None:
             own = int(command.head.context)
             assert all(wait.semaphore % 3 == own for wait in command.head.waits)
             assert all(semaphore // 3 == own for semaphore in command.head.signals)
+
+
+def transfer(peer: int) -> Any:
+    """A DMA command as it is issued, into this rank's memory (0) or a peer's."""
+    side = Side(Space.DM, 0, (0,))
+    return SimpleNamespace(
+        context=Context.DMA,
+        command=Dma(Head(Context.DMA), (1,), 32, side, replace(side, peer=peer)),
+    )
+
+
+@pytest.mark.parametrize("peer_first", [False, True])
+def test_who_waits_for_a_push_with_no_signal_left_waits_for_what_follows_it(
+    peer_first: bool,
+) -> None:
+    """A push tells its peer that it has come; its own contexts need to know that, too."""
+    issued = [transfer(7), transfer(0), transfer(0)]
+    heads = [_Head(Context.DMA) for _ in issued]
+
+    def tell_peer() -> None:
+        _Head(Context.DMA).wait(heads[0], 7)
+
+    if peer_first:
+        tell_peer()
+    for waiting in (Context.MAIN, Context.SUB):
+        _Head(waiting).wait(heads[_signaller(issued, heads, 0, 3, waiting)], 0)
+    if not peer_first:
+        tell_peer()
+    built = [head.built() for head in heads]
+    counts = [len(head.signals) + len(head.peer_signals) for head in built]
+    assert counts == [MAX_SIGNALS, 1, 0]
+    assert [len(head.peer_signals) for head in built] == [1, 0, 0]
