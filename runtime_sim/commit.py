@@ -11,7 +11,7 @@ from ..backend_rngd.isa.plan import ExecPlan, Footprint
 from ..backend_rngd.isa.rules import DM_BYTES
 from . import numerics
 from .axes import Axis, Kind, Pass, element_bytes
-from .memory import ChipMemory
+from .memory import Box, ChipMemory
 
 Array = np.ndarray
 WRITTEN = 0xFF
@@ -31,9 +31,9 @@ class Commit:
         self._result = np.float32 if plan.result_dtype.is_float else np.int32
         self._relu = c.commit.relu
         footprint = plan.footprints[-1]
-        self._span = (address + footprint.low, address + footprint.high)
+        self._box = Box(address + footprint.low, address + footprint.high, 0, plan.slices)
         self._place = _Place(plan, memory, address)
-        self._whole = _fills(work, footprint) and plan.slices == memory.slices
+        self._filled = _fills(work, footprint)
         self._columns: tuple[int, ...] = ()
         if work.splits_columns:
             columns = [axis for axis in work.packet.axes if axis.kind == Kind.COLUMN]
@@ -73,7 +73,7 @@ class Commit:
         if self._columns:
             x = self._merged(x)
         if self._memory.tiles:
-            self._memory.overwrite(*self._span, self._whole)
+            self._memory.overwrite(self._box, self._filled)
         self._place.load()
         self._target[...] = x
         if self._zeros.size:

@@ -24,7 +24,7 @@ from ..backend_rngd.isa.plan import (
 )
 from ..backend_rngd.isa.rules import DM_BYTES
 from .hbm import Parameter, Region
-from .memory import ChipMemory, Tile
+from .memory import Box, Tile
 from .ranks import Rank
 from .weights import WeightCache
 
@@ -172,33 +172,33 @@ def _copy_step(c: Dma, source: End, destination: End, guard: Step) -> Step:
 
 def _guard(plan: DmaPlan, resolved: Sequence[int], sides: Sides) -> Step:
     """What data memory must know before the transfer."""
-    reads, writes = [], []
-    for address, footprint in zip(resolved, plan.footprints, strict=True):
-        if footprint.memory != Memory.DM:
+    reads: list[Box] = []
+    writes: list[tuple[Box, bool]] = []
+    for address, f in zip(resolved, plan.footprints, strict=True):
+        if f.memory != Memory.DM:
             continue
-        local = address % SLICE_ADDRESS_BYTES
-        span = local + footprint.low, local + footprint.high
-        if footprint.write:
-            writes.append((*span, _is_whole(plan, sides.destination.memory)))
+        first, local = divmod(address, SLICE_ADDRESS_BYTES)
+        box = Box(local + f.low, local + f.high, first + f.slice_low, first + f.slice_high)
+        if f.write:
+            writes.append((box, _fills(plan)))
         else:
-            reads.append(span)
+            reads.append(box)
 
     def guard() -> None:
         if sides.source.memory.tiles:
-            for span in reads:
-                sides.source.memory.make_real(*span)
+            for box in reads:
+                sides.source.memory.make_real(box)
         if sides.destination.memory.tiles:
-            for low, high, whole in writes:
-                sides.destination.memory.overwrite(low, high, whole)
+            for box, filled in writes:
+                sides.destination.memory.overwrite(box, filled)
 
     return guard
 
 
-def _is_whole(plan: DmaPlan, memory: ChipMemory) -> bool:
-    """Whether a transfer to data memory writes every byte of its rows of all slices."""
+def _fills(plan: DmaPlan) -> bool:
+    """Whether a transfer writes every byte of its rows of its slices."""
     f = plan.footprints[1]
-    slices = f.slice_high - f.slice_low
-    return slices == memory.slices and plan.bytes == slices * (f.high - f.low)
+    return plan.bytes == (f.slice_high - f.slice_low) * (f.high - f.low)
 
 
 # --- tiles of parameters ---
@@ -218,9 +218,9 @@ def _tile(
     region = region_of(resolved[0], sides.source.regions)
     if not isinstance(region, Parameter) or plan.bytes < TILE_BYTES:
         return None
-    if not _is_whole(plan, memory):
-        return None
     f = plan.footprints[1]
+    if not _fills(plan) or f.slice_high - f.slice_low != memory.slices:
+        return None
     slice_bytes = f.high - f.low
     local = resolved[1] % SLICE_ADDRESS_BYTES
     # The first byte of the tile is `low` bytes from where the destination starts.

@@ -21,7 +21,7 @@ from . import numerics
 from .axes import Axis, Kind, Pass, axes_of, element_bytes
 from .commit import Commit
 from .contraction import RegisterRows, group_axes, product, whole_operand
-from .memory import ChipMemory, Tile
+from .memory import Box, ChipMemory, Tile
 from .register_file import GRANULE_BYTES, LaneWindow, lane_granules, stored_granules
 from .stream import StreamReader, Where
 from .vector import VectorProgram
@@ -125,15 +125,15 @@ def _stream_step(work: Pass, at: PortAddresses, memory: ChipMemory, where: Where
         reader.bind(memory.dm, DM_BYTES, address, where)
         for reader, address in zip(readers, (at.a, at.b), strict=False)
     ]
-    reads = _spans(work, at)
+    reads = _boxes(work, at)
     owned = all(reader.owned for reader in readers)
     units = engine(work, order, [r.shape for r in readers], owned, at, memory)
     commit = Commit(work, order, at.commit, memory, raw)
 
     def run() -> None:
-        for low, high in reads:
+        for box in reads:
             if memory.tiles:
-                memory.make_real(low, high)
+                memory.make_real(box)
         x = streams[0]()
         if units is not None:
             other = streams[1]() if len(streams) > 1 else None
@@ -143,16 +143,16 @@ def _stream_step(work: Pass, at: PortAddresses, memory: ChipMemory, where: Where
     return run
 
 
-def _spans(work: Pass, at: PortAddresses) -> list[tuple[int, int]]:
-    """[low, high) of what is read from data memory."""
-    c = work.plan.command
-    spans = [
-        (address + f.low, address + f.high)
+def _boxes(work: Pass, at: PortAddresses) -> list[Box]:
+    """What is read from data memory."""
+    c, slices = work.plan.command, work.plan.slices
+    boxes = [
+        Box(address + f.low, address + f.high, 0, slices)
         for f, address in zip(work.plan.footprints, (at.a, at.b)[: 1 + c.stream.pair], strict=False)
     ]
     if c.switch.bitmap is not None:
-        spans.append((at.bitmap, at.bitmap + bitmap_bytes(c.switch.ring)))
-    return spans
+        boxes.append(Box(at.bitmap, at.bitmap + bitmap_bytes(c.switch.ring), 0, slices))
+    return boxes
 
 
 def is_move(work: Pass) -> bool:
@@ -189,14 +189,14 @@ def _store_step(work: Pass, at: PortAddresses, memory: ChipMemory, where: Where)
     order = work.axes
     reader = StreamReader(work, 0, order, raw=True)
     stream = reader.bind(memory.dm, DM_BYTES, at.a, where)
-    reads = _spans(work, at)
+    reads = _boxes(work, at)
     if c.commit.sink == Sink.VRF:
         target = store_target(work, at.commit, memory.vrf)
 
         def run() -> None:
             if memory.tiles:
-                for low, high in reads:
-                    memory.make_real(low, high)
+                for box in reads:
+                    memory.make_real(box)
             target[...] = stream()
 
         return run
@@ -205,8 +205,8 @@ def _store_step(work: Pass, at: PortAddresses, memory: ChipMemory, where: Where)
 
     def run_trf() -> None:
         if memory.tiles:
-            for low, high in reads:
-                memory.make_real(low, high)
+            for box in reads:
+                memory.make_real(box)
         store.write(stream())
 
     return run_trf
@@ -287,7 +287,7 @@ class _ContractionStep:
         self._work, self._at, self._memory, self._weights = work, at, memory, weights
         self._where = where
         stream, rows = work.plan.footprints[:2]
-        self._span = (at.a + stream.low, at.a + stream.high)
+        self._box = Box(at.a + stream.low, at.a + stream.high, 0, work.plan.slices)
         c = work.plan.command
         low, high = at.trf + rows.low, at.trf + rows.high
         used = range(c.commit.lanes)
@@ -306,7 +306,7 @@ class _ContractionStep:
                 self._work, shared, self._at, self._memory, self._weights, self._where
             )
             self._variants[shared] = variant
-        variant.run(self._span)
+        variant.run(self._box)
 
 
 def rows_window(work: Pass, at: PortAddresses, memory: ChipMemory) -> LaneWindow:
@@ -332,7 +332,7 @@ class _Contraction:
         groups = group_axes(work, shared)
         self._groups = groups
         self._memory, self._weights, self._address = memory, weights, at.a
-        self._reads = _spans(work, at)
+        self._reads = _boxes(work, at)
         self._reader = StreamReader(work, 0, groups.stream, raw=False, repeat=True)
         self._stream = self._reader.bind(memory.dm, DM_BYTES, at.a, where)
         self._geometry = weights.intern(self._reader.geometry)
@@ -344,8 +344,8 @@ class _Contraction:
         self._engine = engine(work, order, [groups.result_shape], True, at, memory)
         self._commit = Commit(work, order, at.commit, memory, raw=False)
 
-    def run(self, span: tuple[int, int]) -> None:
-        tile = self._tile(*span)
+    def run(self, box: Box) -> None:
+        tile = self._tile(box)
         if tile is None:
             operand = whole_operand(self._stream(), self._groups)
         else:
@@ -358,10 +358,10 @@ class _Contraction:
             x = self._engine.run(x)
         self._commit.write(x)
 
-    def _tile(self, low: int, high: int) -> Tile | None:
+    def _tile(self, box: Box) -> Tile | None:
         """The tile that the stream is a part of, if its decoded copy can be used."""
         if self._reader.gathers:
-            for span in self._reads:
-                self._memory.make_real(*span)
+            for read in self._reads:
+                self._memory.make_real(read)
             return None
-        return self._memory.tile_at(low, high)
+        return self._memory.tile_at(box)

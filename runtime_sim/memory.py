@@ -13,7 +13,7 @@ Memory starts as 0xFF bytes, NaN in every float type.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +23,36 @@ from ..backend_rngd.isa.rules import DM_BYTES, SLICES_PER_PE, TRF_BYTES, VRF_BYT
 from .register_file import GRANULE_BYTES, Granules, LaneWindow, lane_window
 
 Array = np.ndarray
+
+
+class Box(NamedTuple):
+    """Bytes [low, high) of slices [first, end) of data memory."""
+
+    low: int
+    high: int
+    first: int
+    end: int
+
+    def and_in(self, other: Box) -> Box | None:
+        """What both have."""
+        low, high = max(self.low, other.low), min(self.high, other.high)
+        first, end = max(self.first, other.first), min(self.end, other.end)
+        return Box(low, high, first, end) if low < high and first < end else None
+
+    def without(self, other: Box) -> Iterator[Box]:
+        """What is left of it: before and behind `other`, and in slices that it does not have."""
+        shared = self.and_in(other)
+        if shared is None:
+            yield self
+            return
+        for box in (
+            self._replace(high=shared.low),
+            self._replace(low=shared.high),
+            shared._replace(first=self.first, end=shared.first),
+            shared._replace(first=shared.end, end=self.end),
+        ):
+            if box.low < box.high and box.first < box.end:
+                yield box
 
 
 @dataclass(eq=False)
@@ -35,20 +65,16 @@ class Tile:
     """Equal keys mean equal bytes."""
     read: Callable[[], Array]
     """The bytes, u8[slices, high - low]."""
-    live: list[tuple[int, int]] = field(default_factory=list)
-    """Parts that nothing has overwritten, in data memory's bytes."""
+    slices: int = SLICES_PER_PE
+    live: list[Box] = field(default_factory=list)
+    """Parts that nothing has overwritten."""
 
     def __post_init__(self) -> None:
-        self.live = [(self.low, self.high)]
+        self.live = [Box(self.low, self.high, 0, self.slices)]
 
-    def cut(self, low: int, high: int) -> None:
-        """Forget [low, high)."""
-        self.live = [
-            part
-            for a, b in self.live
-            for part in ((a, min(b, low)), (max(a, high), b))
-            if part[0] < part[1]
-        ]
+    def cut(self, box: Box) -> None:
+        """Forget what `box` has."""
+        self.live = [part for own in self.live for part in own.without(box)]
 
 
 class Files(NamedTuple):
@@ -89,39 +115,42 @@ class ChipMemory:
 
     # --- data memory ---
 
-    def tile_at(self, low: int, high: int) -> Tile | None:
-        """The tile that has all of [low, high); without one, makes bytes real there."""
+    def tile_at(self, box: Box) -> Tile | None:
+        """The tile that has all of `box` for every slice; without one, makes bytes real there."""
         for tile in self.tiles:
-            for a, b in tile.live:
-                if a <= low and high <= b:
+            for part in tile.live:
+                every_slice = part.first == 0 and part.end == tile.slices
+                if every_slice and part.low <= box.low and box.high <= part.high:
                     return tile
-        self.make_real(low, high)
+        self.make_real(box)
         return None
 
-    def make_real(self, low: int, high: int) -> None:
-        """Write what tiles hold in [low, high): someone needs the bytes."""
+    def make_real(self, box: Box) -> None:
+        """Write what tiles hold in `box`: someone needs the bytes."""
         for tile in self.tiles:
-            parts = [(max(a, low), min(b, high)) for a, b in tile.live if a < high and low < b]
+            parts = [shared for part in tile.live if (shared := part.and_in(box)) is not None]
             if parts:
                 content = tile.read()
-                for a, b in parts:
-                    self.dm[:, a:b] = content[:, a - tile.low : b - tile.low]
-                    tile.cut(a, b)
+                for part in parts:
+                    slices = slice(part.first, part.end)
+                    own = content[slices, part.low - tile.low : part.high - tile.low]
+                    self.dm[slices, part.low : part.high] = own
+                    tile.cut(part)
         self._drop_dead_tiles()
 
-    def overwrite(self, low: int, high: int, whole: bool) -> None:
-        """Someone is about to write in [low, high): all of it if `whole`, else a part."""
-        if not whole:
-            self.make_real(low, high)
+    def overwrite(self, box: Box, filled: bool) -> None:
+        """Someone is about to write in `box`: every byte of it if `filled`, else some."""
+        if not filled:
+            self.make_real(box)
             return
         for tile in self.tiles:
-            if tile.low < high and low < tile.high:
-                tile.cut(low, high)
+            if tile.low < box.high and box.low < tile.high:
+                tile.cut(box)
         self._drop_dead_tiles()
 
     def put_tile(self, tile: Tile) -> None:
         """Let `tile` stand for its bytes."""
-        self.overwrite(tile.low, tile.high, True)
+        self.overwrite(Box(tile.low, tile.high, 0, self.slices), filled=True)
         self.tiles.append(tile)
 
     def _drop_dead_tiles(self) -> None:

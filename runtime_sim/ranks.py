@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..backend_rngd.isa.rules import SLICES_PER_PE
 from .hbm import Region
-from .memory import ChipMemory, Files, Tile
+from .memory import Box, ChipMemory, Files, Tile
 from .register_file import Granules
 
 Array = np.ndarray
@@ -61,18 +61,27 @@ class GroupMemory(ChipMemory):
     def tiles(self, tiles: list[Tile]) -> None:
         assert not tiles, "a transfer fills one rank's memory"
 
-    def tile_at(self, low: int, high: int) -> Tile | None:
+    def tile_at(self, box: Box) -> Tile | None:
         """No tile is one of all ranks: makes bytes real."""
-        self.make_real(low, high)
+        self.make_real(box)
         return None
 
-    def make_real(self, low: int, high: int) -> None:
-        for member in self._members:
-            member.make_real(low, high)
+    def make_real(self, box: Box) -> None:
+        for member, own in self._shares(box):
+            member.make_real(own)
 
-    def overwrite(self, low: int, high: int, whole: bool) -> None:
-        for member in self._members:
-            member.overwrite(low, high, whole)
+    def overwrite(self, box: Box, filled: bool) -> None:
+        for member, own in self._shares(box):
+            member.overwrite(own, filled)
+
+    def _shares(self, box: Box) -> Iterator[tuple[ChipMemory, Box]]:
+        """Each rank's slices of the box, in its own numbers."""
+        for number, member in enumerate(self._members):
+            start = number * member.slices
+            shared = box.and_in(box._replace(first=start, end=start + member.slices))
+            if shared is not None:
+                first, end = shared.first - start, shared.end - start
+                yield member, shared._replace(first=first, end=end)
 
     def unshare(self, granules: Granules) -> None:
         for member in self._members:

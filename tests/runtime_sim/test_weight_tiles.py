@@ -32,7 +32,7 @@ from furiosa_llm.runtime_sim import dma_values
 from furiosa_llm.runtime_sim.dma_values import Sides, bind_dma
 from furiosa_llm.runtime_sim.exec_values import bind_exec
 from furiosa_llm.runtime_sim.hbm import Parameter, PlacedRoom
-from furiosa_llm.runtime_sim.memory import ChipMemory
+from furiosa_llm.runtime_sim.memory import Box, ChipMemory
 from furiosa_llm.runtime_sim.ranks import Rank
 from furiosa_llm.runtime_sim.weights import WeightCache
 
@@ -158,7 +158,7 @@ class Both:
 
     def agree(self) -> bool:
         """Compare all bytes, which makes remembered ones real."""
-        self.memory.make_real(0, WINDOW)
+        self.memory.make_real(Box(0, WINDOW, 0, 64))
         return np.array_equal(self.memory.dm[:, :WINDOW], self.scalar.dm)
 
 
