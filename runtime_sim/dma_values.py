@@ -211,7 +211,7 @@ def _tile(
     sides: Sides,
     weights: WeightCache,
 ) -> Step | None:
-    """A step that remembers the transfer, if it brings a tile of a parameter to all slices."""
+    """A step that remembers the transfer, if it brings a tile of a parameter to slices from 0."""
     c, memory = plan.command, sides.destination.memory
     if c.source.space != Space.HBM or c.destination.space != Space.DM:
         return None
@@ -219,7 +219,8 @@ def _tile(
     if not isinstance(region, Parameter) or plan.bytes < TILE_BYTES:
         return None
     f = plan.footprints[1]
-    if not _fills(plan) or f.slice_high - f.slice_low != memory.slices:
+    slices = f.slice_high - f.slice_low
+    if not _fills(plan) or resolved[1] // SLICE_ADDRESS_BYTES + f.slice_low:
         return None
     slice_bytes = f.high - f.low
     local = resolved[1] % SLICE_ADDRESS_BYTES
@@ -227,7 +228,7 @@ def _tile(
     start = (resolved[1] // SLICE_ADDRESS_BYTES) * SLICE_ADDRESS_BYTES - f.low
 
     def read() -> Array:
-        content = np.empty((memory.slices, slice_bytes), np.uint8)
+        content = np.empty((slices, slice_bytes), np.uint8)
         target = _dm_end(c.destination, start, lambda: content, slice_bytes)
         _copy_step(c, source, target, lambda: None)()
         return content
@@ -237,7 +238,7 @@ def _tile(
     low, high = local + f.low, local + f.high
 
     def remember() -> None:
-        memory.put_tile(Tile(low, high, key, read))
+        memory.put_tile(Tile(low, high, key, read, slices))
 
     return remember
 

@@ -57,7 +57,7 @@ class Box(NamedTuple):
 
 @dataclass(eq=False)
 class Tile:
-    """Bytes [low, high) of every slice as a DMA command would have written them."""
+    """Bytes [low, high) of the first slices as a DMA command would have written them."""
 
     low: int
     high: int
@@ -68,9 +68,16 @@ class Tile:
     slices: int = SLICES_PER_PE
     live: list[Box] = field(default_factory=list)
     """Parts that nothing has overwritten."""
+    _content: Array | None = None
 
     def __post_init__(self) -> None:
         self.live = [Box(self.low, self.high, 0, self.slices)]
+
+    def content(self) -> Array:
+        """The bytes; kept, since who needs a part of them is followed by others."""
+        if self._content is None:
+            self._content = self.read()
+        return self._content
 
     def cut(self, box: Box) -> None:
         """Forget what `box` has."""
@@ -116,11 +123,10 @@ class ChipMemory:
     # --- data memory ---
 
     def tile_at(self, box: Box) -> Tile | None:
-        """The tile that has all of `box` for every slice; without one, makes bytes real there."""
+        """The tile that has all of `box`; without one, makes bytes real there."""
         for tile in self.tiles:
             for part in tile.live:
-                every_slice = part.first == 0 and part.end == tile.slices
-                if every_slice and part.low <= box.low and box.high <= part.high:
+                if part.and_in(box) == box:
                     return tile
         self.make_real(box)
         return None
@@ -130,7 +136,7 @@ class ChipMemory:
         for tile in self.tiles:
             parts = [shared for part in tile.live if (shared := part.and_in(box)) is not None]
             if parts:
-                content = tile.read()
+                content = tile.content()
                 for part in parts:
                     slices = slice(part.first, part.end)
                     own = content[slices, part.low - tile.low : part.high - tile.low]
@@ -150,7 +156,7 @@ class ChipMemory:
 
     def put_tile(self, tile: Tile) -> None:
         """Let `tile` stand for its bytes."""
-        self.overwrite(Box(tile.low, tile.high, 0, self.slices), filled=True)
+        self.overwrite(Box(tile.low, tile.high, 0, tile.slices), filled=True)
         self.tiles.append(tile)
 
     def _drop_dead_tiles(self) -> None:
