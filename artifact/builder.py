@@ -119,8 +119,7 @@ class ArtifactBuilder:
         if dump_ir is not None and Path(dump_ir).exists() and any(Path(dump_ir).iterdir()):
             raise errors.ir_directory_in_use(str(dump_ir))
         # Before torch is imported or weights are fetched: an impossible request fails in no time.
-        blocks = declared_blocks(self.model_id_or_path)
-        if blocks is not None:
+        if self.mesh.pp > 1 and (blocks := declared_blocks(self.model_id_or_path)) is not None:
             self._stage_sizes(blocks)
         _check_libraries()
         progress("reading the model")
