@@ -6,16 +6,19 @@ positions per source slice, so 16 rows of any range of chunks are one run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import LocationAttr
 
 from ... import errors
 from ..emitter import Activation, Emitter, Ref, power_of_two_at_least
+from ..isa.cost import dma_cost
 from ..isa.dtypes import DType
-from ..isa.instructions import Counter, Fate
+from ..isa.instructions import Context, Counter, Dma, Fate, Head, Side, Space
 from ..isa.layout import CHUNK
-from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
+from ..isa.machine import load_machine
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory, plan_dma
 from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 from ..tiling import MatmulTiling, Role
 
@@ -157,12 +160,13 @@ class Product:
         # The parts of K follow each other in HBM, as their slices do.
         slice_bytes = self.y.per_slice // GROUP * hbm_group
         slice_loop = (self.loaded_slices, slice_bytes, SLICE_ADDRESS_BYTES)
+        nests = [([*loops, slice_loop] if t.run_per_row else [slice_loop, *loops], run)]
         turns = run // TURN_BYTES
         if self.loaded_slices < SLICES_PER_PE and turns * TURN_BYTES == run:
-            # Slices take short turns: a long run each would pass unevenly over HBM's channels.
-            loops, run = [*loops, (turns, TURN_BYTES, TURN_BYTES), slice_loop], TURN_BYTES
-        else:
-            loops = [*loops, slice_loop] if t.run_per_row else [slice_loop, *loops]
+            # A long run for each of some slices may pass unevenly over HBM's channels; so may
+            # short turns, if what lies between two slices is a large power of two.
+            nests.append(([*loops, (turns, TURN_BYTES, TURN_BYTES), slice_loop], TURN_BYTES))
+        loops, run = min(nests, key=lambda nest: _shared_load_cycles(*nest))
         emit.dma(loops, run, first.at(chunk * hbm_chunk), buffer)
         return buffer
 
@@ -212,6 +216,15 @@ class Product:
             self.zeros,
             self.y.ref.at(first * SLICE_ADDRESS_BYTES),
         )
+
+
+def _shared_load_cycles(loops: Sequence[tuple[int, int, int]], run: int) -> int:
+    """Cycles of a load from HBM while all PEs of the card load."""
+    machine = load_machine()
+    n, source, destination = zip(*loops, strict=True)
+    sides = Side(Space.HBM, 0, source), Side(Space.DM, 0, destination)
+    command = Dma(Head(Context.DMA), n, run, *sides)
+    return dma_cost(plan_dma(command, ""), machine, machine.chip.pes).total_cycles
 
 
 def load_vector(emit: Emitter, vector: Ref, per_slice: int) -> Ref:
