@@ -528,6 +528,131 @@ def unsupported_gguf_tensors(file: str, problems: Iterable[str]) -> CompileError
     )
 
 
+# --- quantised checkpoints ---
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list that may have hundreds."""
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    more = len(names) - 3
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def unsupported_quantization(
+    file: str, schemes: Sequence[tuple[str, Sequence[str]]]
+) -> CompileError:
+    """QNT001: a checkpoint is quantised in a way that cannot be imported; names the tensors."""
+    return CompileError(
+        "QNT001",
+        f"quantisation by {', '.join(name for name, _ in schemes)} cannot be imported",
+        at=file,
+        cause=_bullets(
+            f"{name}: {_some(tensors) if tensors else 'the model as a whole'}"
+            for name, tensors in schemes
+        ),
+        next_step="use the model's FP8 checkpoint (compressed-tensors, fine-grained FP8, AutoFP8 "
+        "or ModelOpt), its bf16 checkpoint, or a GGUF file",
+    )
+
+
+def quantization_config_invalid(file: str, reason: str) -> CompileError:
+    """QNT002: the config of a quantised checkpoint cannot be read or makes no sense."""
+    return CompileError(
+        "QNT002",
+        "the quantisation config is not valid",
+        at=file,
+        cause=reason,
+        next_step="download the file again, or correct the field",
+    )
+
+
+def scales_do_not_fit(checkpoint: str, problems: Iterable[str]) -> CompileError:
+    """QNT003: scales are missing, do not fit their weights, or are never used; lists all."""
+    return CompileError(
+        "QNT003",
+        "the checkpoint's scales do not fit its weights",
+        at=checkpoint,
+        cause=_bullets(problems),
+        next_step="use the config and the weights of one and the same quantised model",
+    )
+
+
+def quantization_config_contradicted(file: str, problems: Iterable[str]) -> CompileError:
+    """QNT004: the config says that tensors are quantised, or not, and they are not, or are."""
+    return CompileError(
+        "QNT004",
+        "the quantisation config and the tensors contradict each other",
+        at=file,
+        cause=_bullets(problems),
+        next_step="use the config and the weights of one and the same quantised model",
+    )
+
+
+def bad_scale_values(checkpoint: str, problems: Iterable[str]) -> CompileError:
+    """QNT005: scales that are zero, negative or not finite; lists all of them."""
+    return CompileError(
+        "QNT005",
+        "the checkpoint holds scales that nothing can be scaled by",
+        at=checkpoint,
+        cause=_bullets(problems),
+        next_step="download the checkpoint again, or quantise the model anew",
+    )
+
+
+def quantization_directory_incomplete(directory: str, file: str) -> CompileError:
+    """QNT006: a quantisation directory lacks qformat.yaml or qparam.npy."""
+    return CompileError(
+        "QNT006",
+        f"the quantisation directory has no {file}",
+        at=directory,
+        cause="qformat.yaml says the types, qparam.npy the ranges; none can be guessed",
+        next_step=f"copy {file} from where the model was quantised, or name another directory",
+    )
+
+
+def unsafe_qparam(file: str, reason: str) -> CompileError:
+    """QNT007: a qparam.npy that is damaged or holds more than arrays and plain containers."""
+    return CompileError(
+        "QNT007",
+        "the quantisation parameters are not safe to read",
+        at=file,
+        cause=f"{reason}; nothing in the file was executed",
+        next_step="use a qparam.npy from a source that you trust, or write it again",
+    )
+
+
+def ledger_incomplete(file: str, problems: Iterable[str]) -> CompileError:
+    """QNT008: a quantisation ledger has not exactly one row for each tensor."""
+    return CompileError(
+        "QNT008",
+        "the quantisation ledger and the tensors differ",
+        at=file,
+        cause=_bullets(problems),
+        next_step="build the artifact again",
+    )
+
+
+def loss_not_allowed(rows: Iterable[str]) -> CompileError:
+    """QNT009: tensors would not be carried over exactly, and nobody allowed it; lists all."""
+    return CompileError(
+        "QNT009",
+        "quantised tensors cannot be carried over exactly",
+        cause=_bullets(rows),
+        next_step="name the tensors that may change with `--allow-lossy PATTERN`",
+    )
+
+
+def pattern_without_loss(pattern: str, lossy: Sequence[str]) -> CompileError:
+    """QNT010: `--allow-lossy` names no tensor that loses anything."""
+    return CompileError(
+        "QNT010",
+        f"`--allow-lossy {pattern}` allows nothing",
+        at="--allow-lossy",
+        cause=f"tensors with a loss: {_some(lossy) or 'none'}",
+        next_step="leave the option out, or name one of the tensors with a loss",
+    )
+
+
 # --- ir ---
 
 

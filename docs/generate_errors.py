@@ -14,6 +14,7 @@ FAMILIES = {
     "FRO": "models and their configuration",
     "CKP": "checkpoints and their tensors",
     "GGF": "GGUF files",
+    "QNT": "quantised checkpoints and their ledger",
     "IRV": "the IR: parsing and verification",
     "PAS": "passes",
     "SHD": "sharding over ranks and pipeline stages",
