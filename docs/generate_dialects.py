@@ -47,6 +47,7 @@ DIRECTORY = Path(__file__).parent / "dialects"
 DIALECTS = {
     "nn": "furiosa_llm.ir.nn:NN",
     "paged": "furiosa_llm.ir.paged:PAGED",
+    "quant": "furiosa_llm.ir.quant:QUANT",
     "dist": "furiosa_llm.ir.dist:DIST",
     "rngd": "furiosa_llm.backend_rngd.rngd:RNGD",
 }

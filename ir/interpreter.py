@@ -23,9 +23,21 @@ from xdsl.dialects.func import CallOp, FuncOp, ReturnOp
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from .. import errors
-from . import nn, paged
+from . import nn, paged, quant, quant_semantics
 from .provenance import describe
-from .types import bf16, dims_of, dtype_of, f16, f32, f64, i32, show_dims
+from .types import (
+    bf16,
+    dims_of,
+    dtype_of,
+    f8e4m3,
+    f8e5m2,
+    f8e8m0,
+    f16,
+    f32,
+    f64,
+    i32,
+    show_dims,
+)
 from .verification import callee_name, functions
 
 Parameters = Callable[[str], Tensor]
@@ -33,6 +45,9 @@ Precision = Literal["model", "float32"]
 
 TORCH_DTYPES: dict[Attribute, torch.dtype] = {
     bf16: torch.bfloat16,
+    f8e4m3: torch.float8_e4m3fn,
+    f8e5m2: torch.float8_e5m2,
+    f8e8m0: torch.float8_e8m0fnu,
     f16: torch.float16,
     f32: torch.float32,
     f64: torch.float64,
@@ -416,3 +431,27 @@ def _last_token(_op: paged.LastTokenOp, operands: Sequence[Tensor], _: Frame) ->
     x, lengths = operands
     rows = (lengths.long() - 1).clamp(0, x.shape[1] - 1)
     return x[torch.arange(x.shape[0]), rows][:, None]
+
+
+@implements(quant.DynamicScaleOp)
+def _dynamic_scale(op: quant.DynamicScaleOp, operands: Sequence[Tensor], _: Frame) -> Tensor:
+    return quant_semantics.dynamic_scale(operands[0], op.group.value.data)
+
+
+@implements(quant.QuantizeOp)
+def _quantize(op: quant.QuantizeOp, operands: Sequence[Tensor], frame: Frame) -> Tensor:
+    return quant_semantics.quantize(*operands).to(frame.dtype(dtype_of(op.y)))
+
+
+@implements(quant.DequantizeOp)
+def _dequantize(op: quant.DequantizeOp, operands: Sequence[Tensor], frame: Frame) -> Tensor:
+    return quant_semantics.dequantize(*operands).to(frame.dtype(dtype_of(op.y)))
+
+
+@implements(quant.LinearOp)
+def _quantized_linear(op: quant.LinearOp, operands: Sequence[Tensor], frame: Frame) -> Tensor:
+    x, w, w_scale, *rest = operands
+    if op.x_scale is not None:
+        x = quant_semantics.dequantize(x, rest.pop(0))
+    y = quant_semantics.linear(x, w, w_scale, rest[0] if rest else None, op.block)
+    return y.to(frame.dtype(dtype_of(op.y)))

@@ -29,6 +29,9 @@ from .types import (
     bf16,
     check_tensor_type,
     dtype_of,
+    f8e4m3,
+    f8e5m2,
+    f8e8m0,
     f16,
     f32,
     f64,
@@ -39,8 +42,11 @@ from .types import (
 
 MAX_CONSTANT_BYTES = 64 * 1024
 
-_NUMPY_DTYPES: dict[Attribute, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[Attribute, np.dtype[Any]] = {
     bf16: np.dtype(ml_dtypes.bfloat16),
+    f8e4m3: np.dtype(ml_dtypes.float8_e4m3fn),
+    f8e5m2: np.dtype(ml_dtypes.float8_e5m2),
+    f8e8m0: np.dtype(ml_dtypes.float8_e8m0fnu),
     f16: np.dtype(np.float16),
     f32: np.dtype(np.float32),
     f64: np.dtype(np.float64),
@@ -120,7 +126,7 @@ class ConstantOp(IRDLOperation):
 
     def to_numpy(self) -> np.ndarray[Any, Any]:
         """The elements, bit for bit."""
-        dtype = _NUMPY_DTYPES[dtype_of(self.value.type)]
+        dtype = NUMPY_DTYPES[dtype_of(self.value.type)]
         return np.frombuffer(self.value.data.data, dtype).reshape(self.value.get_shape())
 
     def verify_(self) -> None:
@@ -129,7 +135,7 @@ class ConstantOp(IRDLOperation):
             raise VerifyException(f"value is {self.value.type} but y is {self.y.type}")
         if -1 in shape_of(self.y):
             raise VerifyException(f"a constant has a static shape, but y is {self.y.type}")
-        expected_bytes = math.prod(shape_of(self.y)) * _NUMPY_DTYPES[dtype_of(self.y)].itemsize
+        expected_bytes = math.prod(shape_of(self.y)) * NUMPY_DTYPES[dtype_of(self.y)].itemsize
         size_bytes = len(self.value.data.data)
         if size_bytes != expected_bytes:
             raise VerifyException(f"value has {size_bytes} bytes, its type {expected_bytes}")
@@ -160,7 +166,7 @@ class ConstantOp(IRDLOperation):
 
 
 def _dense(array: np.ndarray[Any, Any]) -> DenseIntOrFPElementsAttr:
-    dtype = next((d for d, n in _NUMPY_DTYPES.items() if n == array.dtype), None)
+    dtype = next((d for d, n in NUMPY_DTYPES.items() if n == array.dtype), None)
     assert dtype is not None, f"nn has no element type for numpy's {array.dtype}"
     type = cast(TensorType[Any], tensor(array.shape, dtype))
     return DenseIntOrFPElementsAttr(type, BytesAttr(array.tobytes()))

@@ -17,6 +17,7 @@ from .. import errors
 from .dist import DIST
 from .nn import NN
 from .paged import PAGED
+from .quant import QUANT
 
 LazyDialects = Mapping[str, Callable[[], Dialect]]
 
@@ -27,7 +28,7 @@ def make_context(extra_dialects: LazyDialects | None = None) -> Context:
     An extra dialect is loaded when the text first names it.
     """
     context = Context()
-    for dialect in (Builtin, Func, NN, PAGED, DIST):
+    for dialect in (Builtin, Func, NN, PAGED, QUANT, DIST):
         context.load_dialect(dialect)
     for name, load in (extra_dialects or {}).items():
         context.register_dialect(name, load)

@@ -24,6 +24,9 @@ from xdsl.dialects.builtin import (
     StringAttr,
     TensorType,
     bf16,
+    f8E4M3FN,
+    f8E5M2,
+    f8E8M0FNU,
     f16,
     f32,
     f64,
@@ -44,9 +47,11 @@ from xdsl.utils.exceptions import VerifyException
 
 __all__ = [
     "ANY_TENSOR",
+    "CODES_TENSOR",
     "FLOAT_TENSOR",
     "I64_ATTR",
     "INT_TENSOR",
+    "SCALE_TENSOR",
     "AnyTensor",
     "Dim",
     "Dims",
@@ -61,6 +66,9 @@ __all__ = [
     "expect_rank",
     "expect_same_dtype",
     "expect_type",
+    "f8e4m3",
+    "f8e5m2",
+    "f8e8m0",
     "f16",
     "f32",
     "f64",
@@ -75,6 +83,9 @@ __all__ = [
 Dim: TypeAlias = int | str
 Dims: TypeAlias = tuple[Dim, ...]
 AnyTensor: TypeAlias = TensorType[Attribute]
+
+f8e4m3, f8e5m2, f8e8m0 = f8E4M3FN, f8E5M2, f8E8M0FNU
+"""Types of codes, and of scales that are powers of two."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -248,7 +259,11 @@ class TensorConstraint(AttrConstraint[AnyTensor]):
 I64_ATTR = IntegerAttr.constr(i64)
 FLOAT_TENSOR = TensorConstraint((bf16, f16, f32, f64))
 INT_TENSOR = TensorConstraint((i32,))
-ANY_TENSOR = TensorConstraint((*FLOAT_TENSOR.dtypes, *INT_TENSOR.dtypes))
+CODES_TENSOR = TensorConstraint((f8e4m3, f8e5m2))
+SCALE_TENSOR = TensorConstraint((bf16, f16, f32, f8e8m0))
+ANY_TENSOR = TensorConstraint(
+    (*FLOAT_TENSOR.dtypes, *INT_TENSOR.dtypes, *CODES_TENSOR.dtypes, f8e8m0)
+)
 
 
 @lru_cache(maxsize=4096)
