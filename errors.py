@@ -653,6 +653,18 @@ def pattern_without_loss(pattern: str, lossy: Sequence[str]) -> CompileError:
     )
 
 
+def codes_are_no_numbers(checkpoint: str, problems: Iterable[str]) -> CompileError:
+    """QNT011: quantised weights hold codes that are NaN or infinite; lists all weights."""
+    return CompileError(
+        "QNT011",
+        "quantised weights hold codes that are no numbers",
+        at=checkpoint,
+        cause=_bullets(problems),
+        next_step="download the checkpoint again; if it was written for another chip, get the one "
+        "in e4m3fn",
+    )
+
+
 # --- ir ---
 
 

@@ -58,12 +58,21 @@ def make_ledger(
     quantization: Quantization | None,
     tensors: Mapping[str, TensorInfo],
     decisions: Mapping[str, Decision],
+    remarks: Mapping[str, str] | None = None,
 ) -> Ledger:
-    """One row for each tensor: exact unless `decisions` or the format's assumptions say else."""
+    """One row for each tensor: exact unless `decisions` or the format's assumptions say else.
+
+    `remarks` are said about exact rows (`check_codes`).
+    """
     schemes = _schemes(quantization) if quantization else {}
     assumed = _assumed(quantization) if quantization else {}
     rows = [
-        _row(name, schemes.get(name, info.stored), decisions.get(name) or assumed.get(name))
+        _row(
+            name,
+            schemes.get(name, info.stored),
+            decisions.get(name) or assumed.get(name),
+            (remarks or {}).get(name, ""),
+        )
         for name, info in sorted(tensors.items())
     ]
     return Ledger(source=quantization.format if quantization else "plain", rows=tuple(rows))
@@ -111,9 +120,11 @@ def check_losses(ledger: Ledger, allow_lossy: Sequence[str]) -> tuple[LedgerRow,
     return tuple(lossy)
 
 
-def _row(name: str, scheme: str, decision: Decision | None) -> LedgerRow:
+def _row(name: str, scheme: str, decision: Decision | None, remark: str = "") -> LedgerRow:
     if decision is None:
-        return LedgerRow(tensor=name, scheme_in=scheme, scheme_out=scheme, verdict="exact")
+        return LedgerRow(
+            tensor=name, scheme_in=scheme, scheme_out=scheme, verdict="exact", reason=remark
+        )
     return LedgerRow(tensor=name, scheme_in=scheme, **decision._asdict())
 
 

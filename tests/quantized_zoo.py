@@ -120,7 +120,8 @@ def write_autofp8(directory: Path, *, cache: bool = False, **overrides: Any) -> 
             tensors[f"{attention}.kv_scale"] = torch.tensor(0.03)
         return tensors
 
-    fields = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+    fields: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "static"}
+    fields |= {"ignored_layers": ["lm_head"]} | ({"kv_cache_scheme": "static"} if cache else {})
     return _rewrite(make_model("llama", directory, **overrides), fields, quantized)
 
 

@@ -28,9 +28,11 @@ T = TypeVar("T")
 KV_NAMES = (
     ("k_scale", "v_scale"),
     ("k_proj.k_scale", "v_proj.v_scale"),
+    ("k_proj.output_scale", "v_proj.output_scale"),
     ("kv_scale", "kv_scale"),
 )
-"""Where formats keep the scales of an attention module's keys and values."""
+"""Where formats keep the scales of an attention module's keys and values. `output_scale` is what
+compressed-tensors wrote while it quantised the outputs of both projections."""
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,15 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
         name="autofp8",
         config_file=config.file,
         scheme_of=lambda module: None if excluded_by_globs(module, ignored) else SCHEME,
-        caches_quantized=_has_cache_scales(checkpoint),
+        caches_quantized=_caches_are_quantized(config, checkpoint),
     )
     return assemble(checkpoint, rules)
 
 
-def _has_cache_scales(checkpoint: Checkpoint) -> bool:
-    """The config does not say whether caches are quantised, so the tensors do."""
+def _caches_are_quantized(config: ConfigFields, checkpoint: Checkpoint) -> bool:
+    """Newer files have a `kv_cache_scheme`; of older ones only the tensors tell."""
+    scheme = config.text("kv_cache_scheme", "")
+    if scheme not in ("", "static"):
+        raise config.invalid(f"`kv_cache_scheme` is {scheme!r}, not static")
     endings = tuple(f".{name}" for pair in KV_NAMES for name in pair)
-    return any(name.endswith(endings) for name in checkpoint.tensors)
+    return scheme == "static" or any(name.endswith(endings) for name in checkpoint.tensors)

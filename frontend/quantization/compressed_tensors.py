@@ -42,12 +42,14 @@ FORMATS = ("float-quantized", "naive-quantized")
 def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
     """Raises: QNT001 for what is not 8-bit float, QNT002 to QNT004."""
     parsed = _parsed(config)
+    modules = Modules(checkpoint.tensors)
     try:
-        groups = _groups_of(parsed, Modules(checkpoint.tensors))
+        groups = _groups_of(parsed, modules)
+        refused = _attention_groups(parsed, modules)
     except re.error as error:
         raise config.invalid(f"{error.pattern!r} is no expression: {error}") from error
     schemes = {id(group): _scheme(group) for group in groups.values()}
-    refused = [
+    refused += [
         (name, [f"{module}.weight" for module, group in groups.items() if _refusal(group) == name])
         for name in dict.fromkeys(filter(None, map(_refusal, groups.values())))
     ]
@@ -141,6 +143,23 @@ def _refusal(group: QuantizationScheme) -> str | None:
     if group.format is not None and group.format not in FORMATS:
         return str(group.format)
     return None
+
+
+def _attention_groups(config: QuantizationConfig, modules: Modules) -> list[tuple[str, list[str]]]:
+    """Groups that mean attention modules, by class or by a name that no linear in them has: the
+    library quantises queries there, beside keys and values."""
+    from compressed_tensors.utils import match_name
+
+    targets = [target for group in _groups(config) for target in group.targets]
+    found = []
+    for target in targets:
+        linears = [module for module in modules.linears if match_name(module, target)]
+        attentions = [a for a in modules.attentions if match_name(a, target)]
+        inside = [m for m in linears if m.startswith(tuple(f"{a}." for a in attentions))]
+        if target.endswith("Attention") or (attentions and not inside):
+            scales = [name for name in sorted(modules.scales) if name.endswith(".q_scale")]
+            found.append((f"quantised queries of attention (target `{target}`)", scales))
+    return found
 
 
 def _other_refusals(config: ConfigFields, parsed: QuantizationConfig) -> list[str]:

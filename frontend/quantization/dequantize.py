@@ -30,23 +30,6 @@ def dequantize(
     return codes.astype(np.float64) * spread.astype(np.float64)
 
 
-class CodeFacts(NamedTuple):
-    """What only the data of a weight can tell."""
-
-    largest: float
-    """Largest magnitude of any code. Quantisers for other chips stop at 240 instead of 448."""
-    nan_codes: int
-
-
-def facts_of(codes: Array) -> CodeFacts:
-    """Looks at which of the 256 codes occur, not at each value."""
-    counts = np.bincount(codes.view(np.uint8).reshape(-1), minlength=256)
-    values = np.arange(256, dtype=np.uint8).view(codes.dtype).astype(np.float64)
-    nan = np.isnan(values)
-    occurring = np.abs(values[(counts > 0) & ~nan])
-    return CodeFacts(float(occurring.max(initial=0.0)), int(counts[nan].sum()))
-
-
 class Recoded(NamedTuple):
     codes: Array
     """e4m3."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ... import errors
 from ...models.quantization import (
     DYNAMIC_TOKEN,
     PER_TENSOR,
@@ -30,7 +31,8 @@ Entry = tuple[re.Pattern[str], str]
 
 
 def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
-    """Raises: QNT002, QNT003, QNT004."""
+    """Raises: QNT001 for what else the format can hold, QNT002 to QNT004."""
+    _check_types(config, checkpoint)
     block = config.block_size("weight_block_size")
     scheme = LinearScheme(
         weight=per_block(*block) if block else PER_TENSOR,
@@ -49,6 +51,22 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
         may_stay=lambda module, shape: block is not None and not _divides(block, shape),
     )
     return assemble(checkpoint, rules)
+
+
+def _check_types(config: ConfigFields, checkpoint: Checkpoint) -> None:
+    """Raises: QNT001 for quantised embeddings; QNT002 for a type that the format does not have.
+
+    `scale_fmt` is about how scales are stored, which their tensors say themselves.
+    """
+    for key, known in (("scale_fmt", ("float", "ue8m0")), ("fmt", ("e4m3",))):
+        if config.text(key, known[0]) not in known:
+            raise config.invalid(f"`{key}` is {config.fields[key]!r}, not {' or '.join(known)}")
+    converted = config.names("modules_to_convert") or ()
+    if converted:
+        endings = tuple(f"{module}.weight" for module in converted)
+        embeddings = [name for name in checkpoint.tensors if name.endswith(endings)]
+        scheme = "quantised embeddings (modules_to_convert)"
+        raise errors.unsupported_quantization(config.file, [(scheme, embeddings)])
 
 
 def _activation(config: ConfigFields, block: tuple[int, int] | None) -> ActivationScheme:

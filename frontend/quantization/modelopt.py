@@ -74,6 +74,7 @@ def embedded(config: ConfigFields) -> ConfigFields:
         "exclude_modules": config.fields.get("ignore", config.fields.get("exclude_modules")),
         "kv_cache_quant_algo": config.fields.get("kv_cache_quant_algo"),
     }
+    _check_groups(config)
     cache = config.section("kv_cache_scheme")
     if cache is not None:
         scheme = tuple(cache.fields.get(key) for key in ("num_bits", "type", "dynamic"))
@@ -82,6 +83,18 @@ def embedded(config: ConfigFields) -> ConfigFields:
             raise errors.unsupported_quantization(config.file, [(shown, [])])
         words["kv_cache_quant_algo"] = "FP8"
     return ConfigFields(config.file, words)
+
+
+def _check_groups(config: ConfigFields) -> None:
+    """The groups repeat what the algorithm says. Raises: QNT001 where they say something else."""
+    groups = config.section("config_groups")
+    for name in groups.fields if groups else ():
+        group = groups.section(name) if groups else None
+        for key in ("weights", "input_activations"):
+            args = group.section(key) if group else None
+            if args and (args.fields.get("num_bits"), args.fields.get("type")) != (8, "float"):
+                scheme = f"modelopt {key} {dict(args.fields)} ({name})"
+                raise errors.unsupported_quantization(config.file, [(scheme, [])])
 
 
 def check_agreement(file: ConfigFields, other: ConfigFields) -> None:

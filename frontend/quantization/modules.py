@@ -34,6 +34,17 @@ SCALE_DTYPE: Mapping[np.dtype[np.generic], ScaleDtype] = {
 SCALE_SUFFIXES = ("scale", "scale_inv", "qscale_weight", "zero_point")
 """How names of tensors end that mean nothing without the weight that they scale."""
 
+SCALES_OF_QUANTIZERS = (
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".input_scale",
+    ".activation_scale",
+    ".k_scale",
+    ".v_scale",
+    ".kv_scale",
+)
+"""How names of scales end that no unquantised model has; `logit_scale` is a plain parameter."""
+
 
 @dataclass(frozen=True)
 class Modules:

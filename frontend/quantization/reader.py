@@ -12,8 +12,8 @@ from ...models.quantization import Quantization
 from ..checkpoint import Checkpoint
 from . import autofp8, compressed_tensors, fine_grained, modelopt
 from .config_fields import ConfigFields
-from .modules import is_quantized
-from .refused import refused_schemes
+from .modules import SCALES_OF_QUANTIZERS, is_quantized
+from .refused import holds_integers, refused_schemes
 
 MODELOPT_FILE = "hf_quant_config.json"
 CONFIG_FILE = "config.json"
@@ -29,16 +29,25 @@ def read_quantization(directory: Path, checkpoint: Checkpoint) -> Quantization |
     """
     found = _find_config(directory)
     if found is None:
-        codes = [info for info in checkpoint.tensors.values() if is_quantized(info)]
-        if codes:
-            lines = [f"`{info.name}` is {info.stored}, no config says how" for info in codes]
-            raise errors.quantization_config_contradicted(str(directory / CONFIG_FILE), lines)
+        problems = _unexplained(checkpoint)
+        if problems:
+            raise errors.quantization_config_contradicted(str(directory / CONFIG_FILE), problems)
         return None
     method, config = found
     refused = refused_schemes(checkpoint.tensors)
     if refused:
         raise errors.unsupported_quantization(config.file, refused)
     return _reader_of(method, config, checkpoint)(config, checkpoint)
+
+
+def _unexplained(checkpoint: Checkpoint) -> list[str]:
+    """What a checkpoint without a config cannot hold: codes, and scales of weights or caches."""
+    tensors = checkpoint.tensors.values()
+    codes = [info for info in tensors if is_quantized(info) or holds_integers(info)]
+    scales = [info for info in tensors if info.name.endswith(SCALES_OF_QUANTIZERS)]
+    return [f"`{info.name}` is {info.stored}, no config says how" for info in codes] + [
+        f"`{info.name}` is a scale, no config says of what" for info in scales
+    ]
 
 
 def _find_config(directory: Path) -> tuple[str, ConfigFields] | None:

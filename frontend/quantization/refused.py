@@ -11,6 +11,11 @@ from ..checkpoint import TensorInfo
 INTEGERS = frozenset(map(np.dtype, (np.int8, np.uint8, np.int32)))
 
 
+def holds_integers(info: TensorInfo) -> bool:
+    """Whether the tensor is a weight of integer codes."""
+    return info.name.endswith(".weight") and info.dtype in INTEGERS
+
+
 def _ends(*suffixes: str) -> Callable[[TensorInfo], bool]:
     return lambda info: info.name.endswith(suffixes)
 
@@ -23,7 +28,10 @@ MARKS: Mapping[str, Callable[[TensorInfo], bool]] = {
     "GPTQ or AWQ": _ends(".qweight", ".qzeros"),
     "bitsandbytes": _ends(".SCB", ".absmax", ".quant_map", ".nested_absmax"),
     "SmoothQuant": _ends(".pre_quant_scale"),
-    "integer weights": lambda info: info.name.endswith(".weight") and info.dtype in INTEGERS,
+    "MXFP8": lambda info: (
+        info.name.endswith((".weight_scale", ".weight_scale_inv")) and info.stored == "U8"
+    ),
+    "integer weights": holds_integers,
     "e5m2fnuz": lambda info: info.stored == "F8_E5M2FNUZ",
 }
 """Scheme -> whether a tensor of a quantised checkpoint belongs to it; the first one counts."""

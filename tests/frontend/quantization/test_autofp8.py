@@ -47,6 +47,26 @@ def test_one_scale_may_serve_keys_and_values(tmp_path: Path) -> None:
     assert cache.key_scale == cache.value_scale
 
 
+def test_the_config_may_ask_for_scales_of_caches(tmp_path: Path) -> None:
+    config = {**CONFIG, "kv_cache_scheme": "static"}
+    found = describe(tmp_path, config, {**TENSORS, f"{ATTENTION}.kv_scale": ones()})
+    assert found is not None
+    assert len(found.caches) == 1
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, config, TENSORS)
+    assert (caught.value.code, f"`{ATTENTION}.k_scale` is missing" in caught.value.cause) == (
+        "QNT003",
+        True,
+    )
+
+
+def test_a_cache_that_is_not_static(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, {**CONFIG, "kv_cache_scheme": "dynamic"}, TENSORS)
+    assert caught.value.code == "QNT002"
+    assert caught.value.cause == "`kv_cache_scheme` is 'dynamic', not static"
+
+
 def test_keys_without_values(tmp_path: Path) -> None:
     with pytest.raises(CompileError) as caught:
         describe(tmp_path, CONFIG, {**TENSORS, f"{ATTENTION}.k_scale": ones()})

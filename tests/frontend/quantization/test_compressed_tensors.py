@@ -131,6 +131,34 @@ def test_other_groups_are_refused_by_name(
     assert causes(caught.value) == [f"{named}: `{MODULE}.weight`"]
 
 
+@pytest.mark.parametrize("target", ["LlamaAttention", "re:.*self_attn$", ATTENTION])
+def test_groups_of_attention_modules_are_refused_by_name(tmp_path: Path, target: str) -> None:
+    queries = {"targets": [target], "input_activations": FP8}
+    config = {**CONFIG, "config_groups": {"group_0": GROUP, "group_1": queries}}
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, config, {**TENSORS, f"{ATTENTION}.q_scale": ones(1)})
+    assert caught.value.code == "QNT001"
+    assert causes(caught.value) == [
+        f"quantised queries of attention (target `{target}`): `{ATTENTION}.q_scale`"
+    ]
+
+
+@pytest.mark.parametrize("target", ["re:.*self_attn.*", "re:model.layers.*", MODULE])
+def test_a_group_may_name_linears_by_the_module_that_they_are_in(
+    tmp_path: Path, target: str
+) -> None:
+    config = with_group(targets=[target])
+    assert only(describe(tmp_path, config, TENSORS)).module == MODULE
+
+
+def test_the_older_names_of_a_cache_s_scales(tmp_path: Path) -> None:
+    scales = {f"{MODULE}.output_scale": ones(1), f"{ATTENTION}.v_proj.output_scale": ones(1)}
+    found = describe(tmp_path, {**CONFIG, "kv_cache_scheme": FP8}, {**TENSORS, **scales})
+    assert found is not None
+    (cache,) = found.caches
+    assert (cache.key_scale.name, cache.value_scale.name) == tuple(scales)
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_llm.frontend.quantization.dequantize import dequantize, facts_of, recode_fnuz
+from furiosa_llm.frontend.quantization.dequantize import dequantize, recode_fnuz
 from furiosa_llm.frontend.quantization.scales import multipliers
 from furiosa_llm.models.quantization import (
     E4M3_MAX,
@@ -97,14 +97,6 @@ def test_multipliers_of_each_stored_type(stored: Any, divisor: float, expected: 
     values = multipliers(scale, lambda name: np.asarray(stored))
     assert values.dtype == np.float32
     assert values.tolist() == [[expected]]
-
-
-def test_facts_of_codes() -> None:
-    assert facts_of(np.array([[1.0, -448.0]]).astype(E4M3)) == (448.0, 0)
-    assert facts_of(np.array([[240.0, np.nan]]).astype(E4M3)) == (240.0, 1)
-    assert facts_of(ALL.view(E4M3)) == (448.0, 2)
-    assert facts_of(ALL.view(FNUZ)) == (240.0, 1)
-    assert facts_of(np.zeros((0, 4), E4M3)) == (0.0, 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from quantized_zoo import dequantize_by_library
 from safetensors.torch import load_file
 
 from furiosa_llm.errors import CompileError
-from furiosa_llm.frontend.quantization.dequantize import dequantize, facts_of
+from furiosa_llm.frontend.quantization.codes import facts_of
+from furiosa_llm.frontend.quantization.dequantize import dequantize
 from furiosa_llm.frontend.quantization.reader import read_quantization
 from furiosa_llm.frontend.quantization.scales import (
     check_scale_values,

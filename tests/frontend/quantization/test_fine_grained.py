@@ -9,14 +9,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_linears import MODULE, causes, describe, linear, ones, only
+from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from furiosa_llm.errors import CompileError
+from furiosa_llm.frontend.quantization.dequantize import dequantize
 from furiosa_llm.frontend.quantization.fine_grained import compile_entries, is_kept
-from furiosa_llm.models.quantization import DYNAMIC_TOKEN, STATIC_TENSOR
+from furiosa_llm.models.quantization import DYNAMIC_TOKEN, STATIC_TENSOR, per_block
 
 BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [4, 8]}
 
@@ -84,6 +87,8 @@ def test_the_output_head_stays_unless_a_list_says_else(tmp_path: Path) -> None:
         ({"activation_scheme": 3}, "`activation_scheme` is 3, not a text"),
         ({"modules_to_not_convert": "lm_head"}, "not a list of names"),
         ({"modules_to_not_convert": ["(lm_head"]}, "missing )"),
+        ({"scale_fmt": "ue4m3"}, "`scale_fmt` is 'ue4m3', not float or ue8m0"),
+        ({"fmt": "e5m2"}, "`fmt` is 'e5m2', not e4m3"),
         ({"quant_method": None}, "`quant_method` is None, not a text"),
     ],
 )
@@ -91,6 +96,42 @@ def test_a_config_without_meaning(tmp_path: Path, fields: dict[str, Any], named:
     with pytest.raises(CompileError) as caught:
         describe(tmp_path, {**BLOCKS, **fields}, linear(shape=(4, 8), weight_scale_inv=ones(1, 1)))
     assert (caught.value.code, named in caught.value.cause) == ("QNT002", True)
+
+
+def test_quantised_embeddings_are_refused_by_name(tmp_path: Path) -> None:
+    config = {**BLOCKS, "modules_to_convert": ["embed_tokens"]}
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, config, linear(shape=(4, 8), weight_scale_inv=ones(1, 1)))
+    assert caught.value.code == "QNT001"
+    assert causes(caught.value) == [
+        "quantised embeddings (modules_to_convert): `model.embed_tokens.weight`"
+    ]
+
+
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    block=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 99),
+)
+def test_partial_blocks_have_the_library_s_values(
+    rows: int, columns: int, block: tuple[int, int], seed: int
+) -> None:
+    """Both products are exact in f64, and transformers rounds its own once to f32."""
+    scheme = per_block(*block)
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 0x7F, (rows, columns), np.uint8) | rng.choice(
+        [0, 0x80], (rows, columns)
+    )
+    scales = rng.uniform(1e-3, 2, scheme.grid_of((rows, columns))).astype(np.float32)
+    theirs = _dequantize_fp8_weight(
+        torch.from_numpy(codes.astype(np.uint8)).view(torch.float8_e4m3fn),
+        torch.from_numpy(scales),
+        list(block),
+        torch.float32,
+    )
+    ours = dequantize(codes.astype(np.uint8).view(ml_dtypes.float8_e4m3fn), scheme, scales)
+    np.testing.assert_array_equal(ours.astype(np.float32), theirs.numpy())
 
 
 NAMES = st.lists(st.sampled_from(["model", "layers", "1", "11", "mlp", "gate", "gate_proj"]))

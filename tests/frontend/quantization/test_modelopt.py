@@ -102,6 +102,19 @@ def test_other_caches_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "hf_quant_config.json").unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize("key", ["weights", "input_activations"])
+def test_groups_that_are_not_what_the_algorithm_says(tmp_path: Path, key: str) -> None:
+    args = {"num_bits": 8, "type": "float", "dynamic": False}
+    group = {"weights": args, "input_activations": args, "targets": ["Linear"]}
+    config = {**EMBEDDED, "config_groups": {"group_0": group}}
+    assert only(describe(tmp_path, config, TENSORS)).module == MODULE
+    group[key] = {**args, "num_bits": 4}
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, config, TENSORS)
+    assert caught.value.code == "QNT001"
+    assert f"modelopt {key} {group[key]} (group_0)" in caught.value.cause
+
+
 def test_a_cache_in_fp8_needs_its_scales(tmp_path: Path) -> None:
     config = {**EMBEDDED, "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}
     with pytest.raises(CompileError) as caught:

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from model_zoo import make_model
-from small_linears import MODULE, causes, describe, linear, ones
+from small_linears import ATTENTION, MODULE, causes, describe, linear, ones
 
 from furiosa_llm.errors import CompileError
 from furiosa_llm.frontend.quantization.reader import read_quantization
@@ -26,6 +26,7 @@ TENSOR_OF: dict[str, tuple[str, Any]] = {
     "GPTQ or AWQ": (f"{MODULE}.qweight", np.int32),
     "bitsandbytes": (f"{MODULE}.SCB", np.float32),
     "SmoothQuant": (f"{MODULE}.pre_quant_scale", ml_dtypes.bfloat16),
+    "MXFP8": (f"{MODULE}.weight_scale_inv", np.uint8),
     "integer weights": (f"{MODULE}.weight", np.int8),
     "e5m2fnuz": (f"{MODULE}.weight", ml_dtypes.float8_e5m2fnuz),
 }
@@ -70,7 +71,23 @@ def test_codes_without_a_config_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CompileError) as caught:
         describe(tmp_path, None, linear(weight_scale=ones()))
     assert caught.value.code == "QNT004"
-    assert causes(caught.value) == [f"`{MODULE}.weight` is F8_E4M3, no config says how"]
+    assert causes(caught.value) == [
+        f"`{MODULE}.weight` is F8_E4M3, no config says how",
+        f"`{MODULE}.weight_scale` is a scale, no config says of what",
+    ]
+
+
+def test_integers_without_a_config_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, None, {f"{MODULE}.weight": np.ones((4, 4), np.int8)})
+    assert (caught.value.code, f"`{MODULE}.weight` is I8" in caught.value.cause) == ("QNT004", True)
+
+
+def test_scales_without_a_config_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, None, {f"{ATTENTION}.k_scale": ones(), "logit_scale": ones()})
+    assert caught.value.code == "QNT004"
+    assert causes(caught.value) == [f"`{ATTENTION}.k_scale` is a scale, no config says of what"]
 
 
 def test_a_plain_checkpoint_has_no_description(tmp_path: Path) -> None:
