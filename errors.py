@@ -1095,6 +1095,17 @@ def invalid_tiling(where: str, cause: str) -> CompileError:
     )
 
 
+def no_signal_left(finished: str, waiting: str, context: str, limit: int) -> CompileError:
+    """BCK007: more contexts, of this rank and of others, wait for a command than it can signal."""
+    return CompileError(
+        "BCK007",
+        f"context {context} cannot be told that a command has finished",
+        at=finished,
+        cause=f"a command has {limit} signals, and others wait for them; this one is for {waiting}",
+        next_step="build with another `-O` or `-tp`, and report the model and its buckets",
+    )
+
+
 # --- binary ---
 
 
@@ -1862,7 +1873,7 @@ def not_a_device(devices: str, item: str) -> FuriosaLLMError:
         "PAR001",
         f"`{item}` is not a device",
         at=f"devices {devices}",
-        cause="a device is npu:CARD, npu:CARD:PE, npu:CARD:FIRST-LAST or cpu",
+        cause="a device is npu:CARD, npu:CARD:PE, npu:CARD:FIRST-LAST, cpu, cpu:N or cuda:N",
         next_step="write them as `npu:0`, `npu:0:3` or `npu:0:0-3,npu:1:0-3`",
         exit_code=2,
     )
@@ -1880,14 +1891,14 @@ def pes_not_aligned(item: str, pes: int, nearest: Sequence[str]) -> FuriosaLLMEr
     )
 
 
-def mixed_device_kinds(devices: str, nearest: Sequence[str]) -> FuriosaLLMError:
-    """PAR003: a device list mixes cards with the host."""
+def mixed_device_kinds(devices: str, kinds: Iterable[str], nearest: str) -> FuriosaLLMError:
+    """PAR003: a device list mixes cards with other devices."""
     return FuriosaLLMError(
         "PAR003",
-        "devices are of different kinds",
+        f"devices are of different kinds: {' and '.join(kinds)}",
         at=f"devices {devices}",
-        cause="a model runs on devices of one kind, all `npu` or all `cpu`",
-        next_step=f"use {_or(nearest)}",
+        cause="a model runs on devices of one kind, and binaries on `npu` alone",
+        next_step=f"use `{nearest}`",
         exit_code=2,
     )
 
@@ -1981,14 +1992,18 @@ def too_many_stages(stages: int, blocks: int) -> FuriosaLLMError:
 
 
 def stages_do_not_sum(
-    sizes: str, found: int, blocks: int, nearest: Sequence[str]
+    sizes: Sequence[int], listed: str, blocks: int, nearest: Sequence[str]
 ) -> FuriosaLLMError:
     """PAR011: the blocks of the stages are not those of the model."""
+    empty = next((number for number, size in enumerate(sizes) if size < 1), None)
+    cause = f"together the stages run {blocks} blocks, and the list has {sum(sizes)}"
+    if empty is not None:
+        cause = f"every stage runs at least one block, and stage {empty} has {sizes[empty]}"
     return FuriosaLLMError(
         "PAR011",
-        f"stages of {sizes} blocks are not the model's {blocks}",
-        at=f"num_blocks_per_pp_stage {sizes}",
-        cause=f"every stage runs at least one block, and together they run {blocks}, not {found}",
+        f"stages of {listed} blocks are not the model's {blocks}",
+        at=f"num_blocks_per_pp_stage {listed}",
+        cause=cause,
         next_step=f"set --num-blocks-per-pp-stage to {_or(nearest)}",
         exit_code=2,
     )
@@ -2062,5 +2077,17 @@ def unknown_partial_sum(name: object, known: Iterable[str]) -> FuriosaLLMError:
         at="partial_sum",
         cause="a part is sent as it was summed, or rounded to the type of activations",
         next_step=f"set --partial-sum to {_or(known)}",
+        exit_code=2,
+    )
+
+
+def not_whole_numbers(option: str, value: object, wanted: str, example: str) -> FuriosaLLMError:
+    """PAR018: a number of ranks, stages, replicas or blocks is of another type."""
+    return FuriosaLLMError(
+        "PAR018",
+        f"{option} is {value!r:.60}, not {wanted}",
+        at=option,
+        cause="it counts PEs, stages, copies or transformer blocks",
+        next_step=f"pass `{option}={example}`",
         exit_code=2,
     )

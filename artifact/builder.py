@@ -59,7 +59,7 @@ class ArtifactBuilder:
     may change. `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums.
 
     Raises: BLD002, BLD003, BLD014, BLD015, BCK006, PAR001 to PAR009, PAR012, PAR014 to
-    PAR017.
+    PAR018.
     """
 
     def __init__(

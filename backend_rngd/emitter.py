@@ -93,11 +93,8 @@ HERE = ByRank()
 
 
 @dataclass(frozen=True)
-class Activation:
-    """Features of M tokens spread over the slices: DM of slice s holds [M][C], position s·C + j.
-
-    Padding positions up to the end of the last slice pair in use are zero, so that a product
-    may read them.
+class ActivationShape:
+    """Features of M tokens spread over the slices: slice s holds [M][C], position s·C + j.
 
     With `groups` > 1 every group of R neighbouring slices has M tokens of its own. Positions are
     cut into units of C, or of a chunk; slice r of a group holds [unit][M][position], the units r,
@@ -105,7 +102,6 @@ class Activation:
     has M that follow each other.
     """
 
-    ref: Ref
     order: FeatureOrder
     tokens: int
     dtype: DType = DType.BF16
@@ -145,11 +141,6 @@ class Activation:
     def size_bytes(self) -> int:
         return (self.units - 1) * self.unit_bytes + self.tokens * self.row_bytes
 
-    def place(self, position: int) -> Ref:
-        """Where one of a slice's positions stands, for the first token."""
-        unit, inside = divmod(position, self.unit)
-        return self.ref.at(unit * self.unit_bytes + self.dtype.bytes_for(inside))
-
     @property
     def slices_used(self) -> int:
         """Slices that hold at least one position of the order."""
@@ -159,6 +150,20 @@ class Activation:
     def slices_read(self) -> int:
         """Slices whose positions a product sums over: an even number, for whole 64 B packets."""
         return self.slices_used + self.slices_used % 2
+
+
+@dataclass(frozen=True)
+class Activation(ActivationShape):
+    """Its data memory. Padding positions up to the end of the last slice pair in use are zero, so
+    that a product may read them.
+    """
+
+    ref: Ref = field(kw_only=True)
+
+    def place(self, position: int) -> Ref:
+        """Where one of a slice's positions stands, for the first token."""
+        unit, inside = divmod(position, self.unit)
+        return self.ref.at(unit * self.unit_bytes + self.dtype.bytes_for(inside))
 
 
 @dataclass(frozen=True)
@@ -218,9 +223,9 @@ class Emitter:
         deal: int | None = None,
     ) -> Activation:
         """A buffer in data memory for `tokens` rows of features, for so many in each group."""
-        nowhere = Ref(Block(arg_types=[BufferType(Memory.DM, 0)]).args[0])
-        shape = Activation(nowhere, order, tokens, dtype, groups, deal)
-        return replace(shape, ref=self.alloc(Memory.DM, shape.size_bytes, label))
+        shape = order, tokens, dtype, groups, deal
+        size_bytes = ActivationShape(*shape).size_bytes
+        return Activation(*shape, ref=self.alloc(Memory.DM, size_bytes, label))
 
     def fetched_activation(
         self, x: Activation, fetch: Callable[[int, Ref], None], *, split: bool
@@ -231,8 +236,8 @@ class Emitter:
             refs = [self.alloc(Memory.DM, x.tokens * x.row_bytes, "residual") for _ in units]
         else:
             refs = [x.ref.at(unit * x.unit_bytes) for unit in units]
-        own = x.ref, x.order, x.tokens, x.dtype, x.groups, x.deal
-        return FetchedActivation(*own, refs=tuple(refs), fetch=fetch)
+        shape = x.order, x.tokens, x.dtype, x.groups, x.deal
+        return FetchedActivation(*shape, ref=x.ref, refs=tuple(refs), fetch=fetch)
 
     def loop(self, count: int, straight: int = UNROLL_LIMIT) -> Iterator[Index]:
         """Turns of a loop; the body of one of over `straight` is emitted once, inside a repeat."""

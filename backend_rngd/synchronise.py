@@ -18,7 +18,7 @@ own. Semaphore P · 3 + Q carries the signals from context P to context Q, and s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from xdsl.context import Context as XdslContext
@@ -26,6 +26,8 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block
 from xdsl.passes import ModulePass
 
+from .. import errors
+from ..ir.provenance import describe
 from .encode import Registers, resolve
 from .isa.expand import Issued
 from .isa.instructions import Context, Head, PeerSignal, Wait
@@ -66,37 +68,51 @@ def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int, rank
     """Give `commands` the waits and signals that keep conflicting ones and groups apart."""
     heads = [_Head(command.context) for command in issued]
     nodes = list(_nodes(issued, ranks))
+    pairs = [
+        (node, other)
+        for node, needed in zip(nodes, _needed(issued, nodes, groups(commands, level)), strict=True)
+        for other in needed
+    ]
+
+    def name(number: int) -> str:
+        return describe(commands[number])
+
+    # Signals to peers first: what this rank's contexts wait for, a later command can tell them.
+    pairs.sort(key=lambda pair: pair[0].mask == pair[1].mask)
     taken: set[tuple[Context, int, int]] = set()
-    for node, needed in zip(nodes, _needed(issued, nodes, groups(commands, level)), strict=True):
-        head = heads[node.command]
-        for other in needed:
-            peer = node.mask ^ other.mask
-            signalling = other.command
-            if not peer:
-                signalling = _signaller(issued, heads, other.command, node.command, head.context)
-            # A peer's push signals once: that it has arrived, and that its source is free.
-            signal = head.context, signalling, peer
-            if signal not in taken:
-                taken.add(signal)
-                head.wait(heads[signalling], peer)
+    for node, other in pairs:
+        head, peer = heads[node.command], node.mask ^ other.mask
+        signalling = _signaller(issued, heads, other, node, name)
+        # A peer's push signals once: that it has arrived, and that its source is free.
+        signal = head.context, signalling, peer
+        if signal not in taken:
+            taken.add(signal)
+            head.wait(heads[signalling], peer)
     for op, head in zip(commands, heads, strict=True):
         op.command = CommandAttr(replace(op.command.data, head=head.built()))
 
 
 def _signaller(
-    issued: Sequence[Issued], heads: Sequence[_Head], finished: int, before: int, waiting: Context
+    issued: Sequence[Issued],
+    heads: Sequence[_Head],
+    finished: Node,
+    waiting: Node,
+    name: Callable[[int], str],
 ) -> int:
-    """Who tells `waiting` that command `finished` has done so: it, or a later one of its context.
+    """Which command says that `finished` has finished: it, or a later one of its context.
 
-    A command sends few signals, and those to peers only it can send. A later command of the same
-    context starts when the ones before it have finished.
+    A command has few signals. A later one of its context starts when the ones before it have
+    finished; but that a push has arrived, only the push itself can say.
+    Raises: BCK007 if none of them has a signal left.
     """
-    context = issued[finished].context
-    number = semaphore(context, waiting)
-    for i in range(finished, before):
-        if issued[i].context == context and heads[i].can_signal(number, peer_of(issued[i])):
+    context, to = issued[finished.command].context, heads[waiting.command].context
+    number = semaphore(context, to, of_peer=finished.mask != waiting.mask)
+    for i in range(finished.command, finished.command + 1 if finished.mask else waiting.command):
+        if issued[i].context == context and heads[i].can_signal(number):
             return i
-    raise AssertionError(f"no command of {context.name} has a signal left for {waiting.name}")
+    raise errors.no_signal_left(
+        name(finished.command), name(waiting.command), str(to.name).lower(), MAX_SIGNALS
+    )
 
 
 @dataclass
@@ -109,11 +125,9 @@ class _Head:
     signals: dict[int, set[int]] = field(default_factory=dict)
     """Who gets them, by semaphore."""
 
-    def can_signal(self, semaphore: int, push_to: int) -> bool:
-        """Whether it does, or has a signal left; one of a push is for the peer that gets it."""
-        to_peers = sum(bool(who - {0}) for who in self.signals.values())
-        kept = bool(push_to) and not to_peers
-        return semaphore in self.signals or len(self.signals) + kept < MAX_SIGNALS
+    def can_signal(self, semaphore: int) -> bool:
+        """Whether it does, or has a signal left."""
+        return semaphore in self.signals or len(self.signals) < MAX_SIGNALS
 
     def wait(self, other: _Head, peer: int) -> None:
         """Let this command wait for that one, of this rank (0) or of a peer."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from xdsl.ir import Block, SSAValue
 
-from .emitter import Activation, Emitter, Ref
+from .emitter import ActivationShape, Emitter, Ref
 from .isa.cost import dma_cost, exec_cost
 from .isa.cost_exchange import message_cycles
 from .isa.dtypes import DType
@@ -63,12 +63,9 @@ class ProductKey:
 
     @property
     def shape(self) -> MatmulShape:
-        x, y = self._activation(self.x), self._activation(self.out, self.dtype)
+        x = ActivationShape(self.x, self.tokens, groups=self.groups)
+        y = ActivationShape(self.out, self.tokens, self.dtype, self.groups)
         return shape_of_product(x, y, self.may_repeat)
-
-    def _activation(self, order: FeatureOrder, dtype: DType = DType.BF16) -> Activation:
-        block = Block(arg_types=[BufferType(Memory.HBM, 0)])
-        return Activation(Ref(block.args[0]), order, self.tokens, dtype, self.groups)
 
 
 def search(key: ProductKey, machine: Machine) -> MatmulTiling:

@@ -140,11 +140,18 @@ def _print(outputs: list[RequestOutput], metrics: Metrics) -> None:
         ("time to first token (TTFT)", f"{metrics.ttft_us:.1f} us"),
         ("time per output token (TPOT)", _us(metrics.tpot_us)),
         ("throughput", f"{metrics.tokens_per_s:,.1f} tokens/s"),
-        ("with every stage busy", f"{metrics.full_pipeline_tokens_per_s:,.1f} tokens/s"),
+        *_full_pipeline(metrics),
         ("device cycles", f"{metrics.cycles:,}"),
         ("device steps", f"{len(metrics.steps):,}"),
     ]
     print_table("simulated", ("what", "value"), rows)
+
+
+def _full_pipeline(metrics: Metrics) -> list[tuple[str, str]]:
+    """Nothing for one stage, which is always as busy as can be."""
+    if all(step.interval_cycles == step.cycles for step in metrics.steps):
+        return []
+    return [("with every stage busy", f"{metrics.full_pipeline_tokens_per_s:,.1f} tokens/s")]
 
 
 def _us(value: float | None) -> str:

@@ -78,7 +78,7 @@ class LLM:
         nothing is compiled again. The tensor-parallel size is the artifact's.
 
         Raises: ART001, ART005, ART006, RUN006, RUN008, CKPxxx, PAR001 to PAR006, PAR009 to PAR012,
-        PAR014 to PAR016.
+        PAR014 to PAR016, PAR018.
         """
         from .device import SimulatedDevice
 

@@ -21,7 +21,7 @@ def place(
     """What the artifact records, with what is given instead.
 
     Other stages or replicas than the build's run on the default devices, if none are given.
-    Raises: PAR001 to PAR006, PAR009 to PAR012, PAR014 to PAR016.
+    Raises: PAR001 to PAR006, PAR009 to PAR012, PAR014 to PAR016, PAR018.
     """
     recorded = artifact.description.parallel_config
     built_sizes = artifact.manifest.num_blocks_per_pp_stage

@@ -3,7 +3,8 @@
     npu:N, npu:N:*   all eight PEs of card N
     npu:N:P          PE P alone
     npu:N:A-B        PEs A to B, fused: 1, 2, 4 or 8 of them, from a multiple of their number
-    cpu              no card
+    cpu, cpu:N       no card
+    cuda:N           no card
 
 Several are joined by commas, all of one kind. An impossible list is refused with the nearest
 possible ones. One PE is one tensor-parallel rank; PEs work together only in aligned runs.
@@ -22,9 +23,10 @@ PES_PER_CARD = 8
 RUN_SIZES = (1, 2, 4, 8)
 """How many PEs of a card can be fused; also the tensor-parallel sizes."""
 
-DeviceKind = Literal["npu", "cpu"]
+DeviceKind = Literal["npu", "cpu", "cuda"]
 
 _ITEM = re.compile(r"npu:([0-9]{1,4})(?::(\*|[0-9]{1,4})(?:-([0-9]{1,4}))?)?")
+_OTHER = re.compile(r"(cpu)(?::[0-9]{1,4})?|(cuda):[0-9]{1,4}")
 
 
 @dataclass(frozen=True, order=True)
@@ -54,7 +56,7 @@ class PeRun:
 
 @dataclass(frozen=True)
 class Devices:
-    """A parsed list: runs in the order in which they are written; none for `cpu`."""
+    """A parsed list: runs in the order in which they are written; none but on cards."""
 
     kind: DeviceKind
     runs: tuple[PeRun, ...]
@@ -67,7 +69,7 @@ class Devices:
     def fuse(self, size: int) -> tuple[PeRun, ...]:
         """Aligned runs of `size` PEs, in the order in which their first PEs are written.
 
-        Raises: PAR005 if PEs are left over, PAR006 for `cpu`.
+        Raises: PAR005 if PEs are left over, PAR006 without cards.
         """
         if self.kind != "npu":
             raise errors.not_a_card(self.kind, PeRun(0, 0, size).name)
@@ -90,15 +92,21 @@ def parse_devices(text: str) -> Devices:
 
     Raises: PAR001 (no device), PAR002 (no aligned run), PAR003 (mixed kinds), PAR004 (twice).
     """
+    if not isinstance(text, str):
+        raise errors.not_a_device(repr(text), repr(text))
     items = [item.strip() for item in text.split(",")]
-    runs = [None if item == "cpu" else _parse_run(item, text) for item in items]
-    cards = [run for run in runs if run is not None]
-    if cards and len(cards) < len(runs):
-        raise errors.mixed_device_kinds(text, [device_list(_without_overlaps(cards)), "cpu"])
+    others = {item: match for item in items if (match := _OTHER.fullmatch(item))}
+    cards = [_parse_run(item, text) for item in items if item not in others]
+    kinds: list[DeviceKind] = ["npu"] if cards else []
+    kinds += dict.fromkeys("cpu" if match[1] else "cuda" for match in others.values())
+    if len(kinds) > 1:
+        nearest = device_list(_without_overlaps(cards)) or PeRun(0, 0, PES_PER_CARD).name
+        raise errors.mixed_device_kinds(text, kinds, nearest)
     if not cards:
-        if len(items) > 1:
-            raise errors.device_named_twice(text, "cpu", "cpu")
-        return Devices("cpu", ())
+        twice = next((item for i, item in enumerate(items) if item in items[:i]), None)
+        if twice is not None:
+            raise errors.device_named_twice(text, twice, ",".join(others))
+        return Devices(kinds[0], ())
     kept = _without_overlaps(cards)
     if len(kept) < len(cards):
         twice = next(r.name for i, r in enumerate(cards) if any(map(r.overlaps, cards[:i])))
@@ -108,12 +116,6 @@ def parse_devices(text: str) -> Devices:
 
 def device_list(runs: Iterable[PeRun]) -> str:
     return ",".join(run.name for run in runs)
-
-
-def is_device_list(text: str) -> bool:
-    """Whether `text` is meant as devices: every item has the form of one, possible or not."""
-    items = [item.strip() for item in text.split(",")]
-    return all(item == "cpu" or _ITEM.fullmatch(item) for item in items)
 
 
 def _parse_run(item: str, text: str) -> PeRun:

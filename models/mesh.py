@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from .. import errors
 from .devices import PES_PER_CARD, RUN_SIZES, PeRun, device_list, parse_devices
+from .stages import check_count, check_whole
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ def make_mesh(
 
     Runs fill the mesh in the order in which they are written. Without `dp` there are as many
     replicas as the list has PEs for; with it, PEs that are not needed stay idle.
-    Raises: PAR001 to PAR004 (the list), PAR005 to PAR009 and PAR014 (what it cannot hold).
+    Raises: PAR001 to PAR004 (the list), PAR005 to PAR009, PAR015 and PAR016 (what it cannot hold),
+    PAR014 and PAR018 (numbers that count nothing).
     """
     check_tensor_parallel(tp)
-    for axis, size in (("pipeline", pp), ("data", dp)):
-        if size is not None and size < 1:
-            raise errors.no_parallelism(axis, size)
+    check_count("pipeline", pp)
+    if dp is not None:
+        check_count("data", dp)
     if devices is None:
         return default_mesh(tp, pp, dp or 1)
     runs = parse_devices(devices).fuse(tp)
@@ -92,7 +94,10 @@ def default_mesh(tp: int, pp: int, dp: int) -> Mesh:
 
 
 def check_tensor_parallel(tp: int) -> None:
-    """Raises: PAR007 for a number of PEs that cannot be fused, PAR008 for more than a card has."""
+    """Raises: PAR007 for a number of PEs that cannot be fused, PAR008 for more than a card has,
+    PAR018 for what is no whole number.
+    """
+    check_whole("tensor_parallel_size", tp)
     if tp in RUN_SIZES:
         return
     if tp > PES_PER_CARD:

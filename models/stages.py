@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from .. import errors
 
@@ -20,22 +21,49 @@ def stage_sizes(
     if sizes is None:
         return _even(blocks, stages)
     if min(sizes, default=0) < 1 or sum(sizes) != blocks:
-        raise errors.stages_do_not_sum(list_of(sizes), sum(sizes), blocks, _nearest(blocks, sizes))
+        raise errors.stages_do_not_sum(sizes, list_of(sizes), blocks, _nearest(blocks, sizes))
     return tuple(sizes)
 
 
 def stage_count(stages: int | None, sizes: Sequence[int] | None, default: int = 1) -> int:
     """How many stages a number, a list, both or neither ask for.
 
-    Raises: PAR012 if the two disagree, PAR014 for a number below one.
+    Raises: PAR012 if the two disagree, PAR014 for a number below one, PAR018 for other types.
     """
-    if stages is not None and stages < 1:
-        raise errors.no_parallelism("pipeline", stages)
+    if stages is not None:
+        check_count("pipeline", stages)
     if sizes is None:
         return default if stages is None else stages
+    if not _is_list_of_numbers(sizes):
+        wanted = "a list of whole numbers"
+        raise errors.not_whole_numbers("num_blocks_per_pp_stage", sizes, wanted, "[16, 16]")
     if stages is not None and stages != len(sizes):
         raise errors.stage_counts_differ(stages, list_of(sizes), len(sizes))
     return len(sizes)
+
+
+def check_count(axis: str, size: int) -> None:
+    """Raises: PAR018 for what is no whole number, PAR014 for one below one."""
+    check_whole(f"{axis}_parallel_size", size)
+    if size < 1:
+        raise errors.no_parallelism(axis, size)
+
+
+def check_whole(option: str, value: object) -> None:
+    """Raises: PAR018."""
+    if not _is_whole(value):
+        raise errors.not_whole_numbers(option, value, "a whole number", "2")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_list_of_numbers(sizes: object) -> bool:
+    """Of one or more; a text is none."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
+        return False
+    return bool(sizes) and all(map(_is_whole, sizes))
 
 
 def list_of(sizes: Sequence[int]) -> str:

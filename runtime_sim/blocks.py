@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from .. import errors
 from ..backend_rngd.isa.container import Block, Call, Program, Provenance
 from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
+from ..backend_rngd.isa.cost_exchange import message_cycles
 from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING, entry_path
 from ..backend_rngd.isa.happens_before import sent_signals
 from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
@@ -35,7 +36,7 @@ class Costs:
         self.latencies = Latencies(
             machine.control.signal_cycles,
             machine.exchange.signal_cycles,
-            self.ranks * machine.exchange.message_cycles,
+            message_cycles(machine, self.ranks),
         )
         self._sharers = max(sharers, self.ranks)
         self._known: dict[int, tuple[int, ExecCost | DmaCost]] = {}

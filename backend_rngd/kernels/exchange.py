@@ -12,11 +12,10 @@ ranks run the same code, so a peer is named by the bits in which its rank differ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Self
 
-from xdsl.ir import Block
-
-from ..emitter import HERE, Activation, ByRank, Emitter, Ref
+from ..emitter import HERE, Activation, ActivationShape, ByRank, Emitter, Ref
 from ..isa.dtypes import DType
 from ..isa.instructions import (
     Birth,
@@ -35,7 +34,7 @@ from ..isa.instructions import (
 from ..isa.layout import FeatureOrder
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE
-from ..rngd import ArriveOp, BufferType
+from ..rngd import ArriveOp
 from ..token_groups import unit_stride
 
 RUN = 8
@@ -45,8 +44,6 @@ ALL_SLICES = [(SLICES_PER_PE, SLICE_ADDRESS_BYTES, SLICE_ADDRESS_BYTES)]
 PIECES = 2
 """Of a sum over tokens that groups of slices divide: their messages take as long to be sent as to
 be delivered, and all of it at once would not fit data memory."""
-NOWHERE = Ref(Block(arg_types=[BufferType(Memory.DM, 0)]).args[0])
-"""Of what is asked for its shape alone."""
 
 
 def peers(mask: int) -> tuple[int, ...]:
@@ -55,10 +52,9 @@ def peers(mask: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PieceShape:
     """Neighbouring units of an activation, in every slice [unit][token][position]."""
 
-    ref: Ref
     units: int
     tokens: int
     positions: int
@@ -78,17 +74,32 @@ class Piece:
     def size_bytes(self) -> int:
         return (self.units - 1) * self.unit_bytes + self.tokens * self.row_bytes
 
-    def part(self, ranks: int) -> Piece:
+    def part(self, ranks: int) -> Self:
         """Its first tokens, as many as each rank has of them."""
         assert self.tokens % ranks == 0, self.tokens
         return replace(self, tokens=self.tokens // ranks)
 
+    def at(self, ref: Ref) -> Piece:
+        """A piece like it that stands there."""
+        return Piece(self.units, self.tokens, self.positions, self.dtype, ref=ref)
+
+
+@dataclass(frozen=True)
+class Piece(PieceShape):
+    """One in data memory."""
+
+    ref: Ref = field(kw_only=True)
+
+
+def piece_shape(x: ActivationShape, count: int) -> PieceShape:
+    """Of an activation's units in as many pieces."""
+    return PieceShape(x.units // count, x.tokens, x.unit, x.dtype)
+
 
 def pieces(x: Activation, count: int = 1) -> tuple[Piece, ...]:
     """An activation's units in as many pieces."""
-    units = x.units // count
-    places = (x.place(number * units * x.unit) for number in range(count))
-    return tuple(Piece(place, units, x.tokens, x.unit, x.dtype) for place in places)
+    shape = piece_shape(x, count)
+    return tuple(shape.at(x.place(number * shape.units * x.unit)) for number in range(count))
 
 
 @dataclass(frozen=True)
@@ -99,18 +110,16 @@ class Slots:
     count: int
 
     @staticmethod
-    def reserve(emit: Emitter, like: Piece, count: int, label: str = "summands") -> Slots:
+    def reserve(emit: Emitter, like: PieceShape, count: int, label: str = "summands") -> Slots:
         """Room for as many pieces like one."""
-        return Slots(
-            replace(like, ref=emit.alloc(Memory.DM, count * like.size_bytes, label)), count
-        )
+        return Slots(like.at(emit.alloc(Memory.DM, count * like.size_bytes, label)), count)
 
     @property
     def slot_bytes(self) -> int:
         return self.first.size_bytes
 
     def __getitem__(self, number: int) -> Piece:
-        return replace(self.first, ref=self.first.ref.at(number * self.slot_bytes))
+        return self.first.at(self.first.ref.at(number * self.slot_bytes))
 
 
 @dataclass(frozen=True)
@@ -146,14 +155,14 @@ class AllReduce:
 
     def reserve(self, emit: Emitter, order: FeatureOrder, tokens: int, groups: int = 1) -> Summand:
         """Room for this rank's summand, which whoever computes it writes there."""
-        shape = Activation(NOWHERE, order, tokens, self.dtype, groups)
+        shape = ActivationShape(order, tokens, self.dtype, groups)
+        count = self._pieces_of(shape)
         pushed = len(peers(self.mask)) if self.algorithm == "rotate" else 0
         added = not self.scatters and self.residual
         slots = tuple(
-            Slots.reserve(emit, piece, 1 + pushed + added)
-            for piece in pieces(shape, self._pieces_of(shape))
+            Slots.reserve(emit, piece_shape(shape, count), 1 + pushed + added) for _ in range(count)
         )
-        return Summand(slots[0].first.ref, order, tokens, self.dtype, groups, slots=slots)
+        return Summand(order, tokens, self.dtype, groups, ref=slots[0].first.ref, slots=slots)
 
     def whole_residual(self, emit: Emitter, x: Activation) -> tuple[Piece, ...]:
         """What is added of a residual that stands in data memory."""
@@ -170,12 +179,14 @@ class AllReduce:
         """The own part of a residual whose tokens begin at `hidden` in HBM; slices' rows stand
         `stride` bytes apart.
         """
-        shape = Activation(NOWHERE, order, tokens, groups=groups)
+        shape = ActivationShape(order, tokens, groups=groups)
         assert self.scatters, self
         assert shape.unit == shape.per_slice, shape
         row_bytes, part = shape.row_bytes, tokens // (self.mask + 1)
+        count = self._pieces_of(shape)
+        piece = piece_shape(shape, count)
         found: list[Piece] = []
-        for number, piece in enumerate(pieces(shape, self._pieces_of(shape))):
+        for number in range(count):
             own = Slots.reserve(emit, piece.part(self.mask + 1), 1, "residual").first
             emit.dma(
                 [
@@ -213,7 +224,7 @@ class AllReduce:
                     _switch(emit, slots, self.mask, addend, target)
         return tuple(own)
 
-    def _pieces_of(self, x: Activation) -> int:
+    def _pieces_of(self, x: ActivationShape) -> int:
         """One piece is exchanged while the next is computed, where messages are large."""
         return PIECES if self.scatters and x.units % PIECES == 0 else 1
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from xdsl.dialects.builtin import LocationAttr
 
 from ... import errors
-from ..emitter import Activation, Emitter, Ref, power_of_two_at_least
+from ..emitter import Activation, ActivationShape, Emitter, Ref, power_of_two_at_least
 from ..isa.cost import dma_cost
 from ..isa.dtypes import DType
 from ..isa.instructions import Context, Counter, Dma, Fate, Head, Side, Space
@@ -67,7 +67,7 @@ class MatmulShape:
         return SLICES_PER_PE // power_of_two_at_least(self.slices_read)
 
 
-def shape_of_product(x: Activation, y: Activation, may_repeat: bool) -> MatmulShape:
+def shape_of_product(x: ActivationShape, y: ActivationShape, may_repeat: bool) -> MatmulShape:
     """The shape of y = x · wᵀ."""
     return MatmulShape(
         tokens=x.tokens,

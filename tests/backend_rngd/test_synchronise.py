@@ -20,10 +20,10 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Side,
     Space,
 )
-from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.ordering import Node, check_order
 from furiosa_llm.backend_rngd.isa.record_types import MAX_SIGNALS
 from furiosa_llm.backend_rngd.synchronise import _Head, _signaller
-from furiosa_llm.errors import SimulationFault
+from furiosa_llm.errors import CompileError, SimulationFault
 from furiosa_llm.models.config_types import Bucket
 
 BUCKETS = [Bucket.decode(2, 40), Bucket.prefill(1, 80)]
@@ -80,24 +80,42 @@ def transfer(peer: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("peer_first", [False, True])
-def test_who_waits_for_a_push_with_no_signal_left_waits_for_what_follows_it(
-    peer_first: bool,
-) -> None:
+def node(command: int, mask: int = 0) -> Node:
+    return Node(command, Context.DMA, mask, ())
+
+
+def name(number: int) -> str:
+    return f"command {number}"
+
+
+def tell(issued: list[Any], heads: list[_Head], finished: Node, context: Context) -> None:
+    """Let the last command, in `context`, wait for `finished`."""
+    waiting = _Head(context)
+    last = node(len(heads))
+    signalling = _signaller(issued, [*heads, waiting], finished, last, name)
+    waiting.wait(heads[signalling], finished.mask)
+
+
+def test_who_waits_for_a_push_with_no_signal_left_waits_for_what_follows_it() -> None:
     """A push tells its peer that it has come; its own contexts need to know that, too."""
     issued = [transfer(7), transfer(0), transfer(0)]
     heads = [_Head(Context.DMA) for _ in issued]
-
-    def tell_peer() -> None:
-        _Head(Context.DMA).wait(heads[0], 7)
-
-    if peer_first:
-        tell_peer()
+    tell(issued, heads, node(0, mask=7), Context.DMA)
     for waiting in (Context.MAIN, Context.SUB):
-        _Head(waiting).wait(heads[_signaller(issued, heads, 0, 3, waiting)], 0)
-    if not peer_first:
-        tell_peer()
+        tell(issued, heads, node(0), waiting)
     built = [head.built() for head in heads]
     counts = [len(head.signals) + len(head.peer_signals) for head in built]
     assert counts == [MAX_SIGNALS, 1, 0]
     assert [len(head.peer_signals) for head in built] == [1, 0, 0]
+
+
+def test_that_a_push_has_arrived_no_later_command_can_say() -> None:
+    issued = [transfer(7), transfer(0)]
+    heads = [_Head(Context.DMA) for _ in issued]
+    push = node(0, mask=7)
+    tell(issued, heads, push, Context.MAIN)
+    tell(issued, heads, push, Context.SUB)
+    with pytest.raises(CompileError, match="BCK007") as caught:
+        tell(issued, heads, push, Context.DMA)
+    assert caught.value.at == "command 0"
+    assert "command 2" in caught.value.cause

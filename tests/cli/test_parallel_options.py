@@ -16,7 +16,8 @@ from furiosa_llm.cli.main import main
 
 IMPOSSIBLE = [
     (["--devices", "npu:0:1-2"], "PAR002", ["npu:0:0-1", "npu:0:2-3"]),
-    (["--devices", "npu:0,cpu"], "PAR003", ["npu:0", "cpu"]),
+    (["--devices", "npu:0,cpu"], "PAR003", ["npu:0"]),
+    (["--devices", "npu:0,cuda:0"], "PAR003", ["npu:0"]),
     (["--devices", "npu:0,npu:0:1"], "PAR004", ["npu:0"]),
     (["--devices", "cpu"], "PAR006", ["npu:0:0"]),
     (["--devices", "npu", "-pp", "2"], "PAR001", ["npu:0"]),

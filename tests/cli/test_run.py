@@ -152,6 +152,15 @@ def test_replicas_divide_the_prompts(artifact: Path) -> None:
     assert "throughput" in run(artifact, *prompts, "--devices", "npu:0:0-1").stdout
 
 
+def test_one_stage_is_not_told_apart_from_all(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--prompt", "ab", "--max-tokens", "2"]
+    assert "with every stage busy" in run(artifact, *arguments).stdout
+    monkeypatch.setattr(FakeDevice, "interval_cycles", FakeDevice.cycles)
+    assert "with every stage busy" not in run(artifact, *arguments).stdout
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,38 @@ def test_impossible_meshes_name_the_nearest(
     assert suggestions(caught.value) == [n for n in nearest if n != "cpu"]
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"tp": "2"},
+        {"tp": 2.0},
+        {"tp": None},
+        {"tp": True},
+        {"pp": "2"},
+        {"pp": 1.5},
+        {"dp": "1"},
+    ],
+    ids=str,
+)
+def test_sizes_are_whole_numbers(request_: Any) -> None:
+    with pytest.raises(FuriosaLLMError, match="PAR018"):
+        make_mesh("npu:0", **request_)
+
+
+@pytest.mark.parametrize("sizes", [[], "2,3", [2.0, 3.0], 5, ["2", "3"], [True, 4]], ids=repr)
+def test_stages_are_a_list_of_whole_numbers(sizes: Any) -> None:
+    with pytest.raises(FuriosaLLMError, match="PAR018") as caught:
+        stage_sizes(5, None, sizes)
+    assert "[16, 16]" in caught.value.next_step
+
+
+def test_an_empty_stage_is_named() -> None:
+    with pytest.raises(FuriosaLLMError, match="PAR011") as caught:
+        stage_sizes(5, None, [2, 0, 3])
+    assert caught.value.cause.endswith("stage 1 has 0")
+    assert suggestions(caught.value) == ["2,2,1"]
+
+
 def test_too_many_ranks_are_divided_over_stages() -> None:
     with pytest.raises(FuriosaLLMError, match="PAR008") as caught:
         make_mesh(tp=32)
@@ -152,7 +185,7 @@ def test_even_stages_differ_by_one_block_at_most(blocks: int, stages: int) -> No
     assert list(sizes) == sorted(sizes, reverse=True)
 
 
-@given(st.integers(1, 40), st.lists(st.integers(-1, 20), max_size=6))
+@given(st.integers(1, 40), st.lists(st.integers(-1, 20), min_size=1, max_size=6))
 def test_a_list_of_stages_is_taken_or_the_named_ones_are(blocks: int, sizes: list[int]) -> None:
     error = refused(lambda: stage_sizes(blocks, sizes=sizes))
     if error is None:
