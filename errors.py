@@ -665,6 +665,26 @@ def codes_are_no_numbers(checkpoint: str, problems: Iterable[str]) -> CompileErr
     )
 
 
+def quantized_modules_unknown(problems: Iterable[str]) -> CompileError:
+    """QNT021: what a quantisation describes is not in the model; lists all of it."""
+    return CompileError(
+        "QNT021",
+        "the quantisation does not fit the model",
+        cause=_bullets(problems),
+        next_step="use the config and the weights of one and the same quantised model",
+    )
+
+
+def quantization_not_compiled(problems: Iterable[str]) -> CompileError:
+    """QNT022: a quantisation that can be read, but that no instructions exist for; lists all."""
+    return CompileError(
+        "QNT022",
+        "the checkpoint's quantisation cannot be compiled",
+        cause=_bullets(problems),
+        next_step="use another FP8 checkpoint of the model, or its bf16 checkpoint",
+    )
+
+
 # --- ir ---
 
 

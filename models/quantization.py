@@ -11,7 +11,11 @@ quantiser multiplied by. An amax (largest magnitude) is a multiplier times the l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 E4M3_MAX = 448.0
 """Largest magnitude of an e4m3 code; an amax is divided by it."""
@@ -124,3 +128,20 @@ class Quantization:
     caches: tuple[QuantizedCache, ...] = ()
     assumptions: tuple[str, ...] = ()
     """What was taken for granted where a format is not public; empty if nothing was."""
+
+
+def print_quantization(quantization: Quantization) -> str:
+    """One line of JSON that `parse_quantization` reads."""
+    return _adapter().dump_json(quantization).decode()
+
+
+def parse_quantization(text: str) -> Quantization:
+    """The inverse of `print_quantization`. Raises: ValueError for anything else."""
+    return _adapter().validate_json(text, strict=True)
+
+
+@cache
+def _adapter() -> TypeAdapter[Quantization]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Quantization)

@@ -24,6 +24,10 @@ class Relation(Enum):
     LAST_TOKEN = "of the logits only each sequence's last token is left"
     NO_LOGITS = "the logits are gone, the caches are the same"
     SHARDED = "same inputs, same outputs, those that are cut put together from the ranks' parts"
+    QUANTIZED = (
+        "same inputs, same outputs, for weights that are what the codes and scales of the "
+        "parameters after the pass stand for"
+    )
     SPECIALIZED = "same inputs, same outputs, for inputs of the bucket's sizes only"
 
 

@@ -12,20 +12,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Attribute
+from xdsl.ir import Attribute, SSAValue
 
 from .. import errors
-from ..ir import interpreter, nn
+from ..ir import interpreter, nn, quant, quant_semantics
 from ..ir.dist import FORWARD, LocalRowsOp, cuts_of, mesh_of
 from ..ir.dist_interpreter import Ranks, assemble, run_ranks, take
 from ..ir.interpreter import TORCH_DTYPES, Precision
 from ..ir.text import make_context
-from ..ir.types import dims_of, dtype_of, i32, shape_of
+from ..ir.types import CODES_TENSOR, dims_of, dtype_of, i32, shape_of
 from ..ir.verification import functions, parameters, verify_module
 from .contract import Bitwise, Budget, ContractPass, Relation, Tolerance, Ulps
 from .signature import FIRST_CACHE, INPUT_IDS, paged_inputs
@@ -35,6 +36,9 @@ PADDING_SLOT, NO_SLOT = -1, 1 << 30
 """What padding tokens write to, and what unused entries of a block table name."""
 
 SPARE_SLOTS = 3
+
+UNIT = 2.0**-6
+"""About what scales are, so that codes of values of order one are."""
 
 PRECISIONS: tuple[Precision, ...] = ("model", "float32")
 
@@ -52,6 +56,7 @@ def check_contract(one: ContractPass, module: ModuleOp, seed: int = 0) -> Module
         Relation.SAME: check.same,
         Relation.SPECIALIZED: check.same,
         Relation.SHARDED: check.same,
+        Relation.QUANTIZED: check.same,
         Relation.PAGED: check.paged,
         Relation.LAST_TOKEN: check.last_token,
         Relation.NO_LOGITS: check.no_logits,
@@ -226,13 +231,40 @@ class _Check:
     def _generator(self, name: str = "") -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
 
-    def _parameter(self, name: str) -> Tensor:
+    def _parameter(self, module: ModuleOp, precision: Precision, name: str) -> Tensor:
         """Of order one, at a scale that keeps activations there."""
-        type = parameters(self.before)[name].type
-        shape = shape_of(type)
+        type = parameters(module)[name].type
+        if module is self.before and name in self._quantized:
+            values = self._dequantized(self._quantized[name])
+            return values if precision == "float32" else values.to(TORCH_DTYPES[dtype_of(type)])
+        shape, dtype = shape_of(type), TORCH_DTYPES[dtype_of(type)]
         noise = torch.randn(shape, generator=self._generator(name))
         value = 1 + 0.1 * noise if len(shape) < 2 else noise * shape[-1] ** -0.5
-        return value.to(TORCH_DTYPES[dtype_of(type)])
+        if dtype_of(type) in CODES_TENSOR.dtypes:
+            value = value / UNIT
+        elif name not in parameters(self.before):
+            value = UNIT * (1 + 0.1 * noise).abs()  # a scale
+        return value.to(dtype)
+
+    @cached_property
+    def _quantized(self) -> dict[str, quant.LinearOp]:
+        """Weights that the pass has made codes, with an op that multiplies them."""
+        plain = {
+            name
+            for name, op in parameters(self.before).items()
+            if dtype_of(op.type) not in CODES_TENSOR.dtypes
+        }
+        linears = (op for op in self.after.walk() if isinstance(op, quant.LinearOp))
+        named = {_parameter_of(op.w): op for op in linears}
+        return {name: op for name, op in named.items() if name in plain}
+
+    def _dequantized(self, op: quant.LinearOp) -> Tensor:
+        """What a weight's codes and scales stand for, in f32."""
+        weight, scale = (
+            self._parameter(self.after, "model", _parameter_of(x)) for x in (op.w, op.w_scale)
+        )
+        n, k = weight.shape
+        return weight.float() * quant_semantics.spread_over_blocks(scale, (n, k), op.block)
 
     # --- running and comparing ---
 
@@ -240,15 +272,15 @@ class _Check:
         self, module: ModuleOp, inputs: Sequence[Tensor], precision: Precision
     ) -> list[Tensor]:
         """What the module gives for whole inputs, put together if it is cut over ranks."""
-        mesh = mesh_of(module)
+        mesh, source = mesh_of(module), partial(self._parameter, module, precision)
         if mesh is None:
-            return interpreter.run(module, FORWARD, inputs, self._parameter, precision=precision)
+            return interpreter.run(module, FORWARD, inputs, source, precision=precision)
         cuts, _ = cuts_of(functions(module)[FORWARD])
         parts = [
             tuple(x if cut is None else take(cut, x, rank) for rank in range(mesh.ranks))
             for x, cut in zip(inputs, cuts, strict=True)
         ]
-        results = run_ranks(module, FORWARD, parts, self._parameter, precision=precision)
+        results = run_ranks(module, FORWARD, parts, source, precision=precision)
         return self._whole_results(module, results)
 
     def _whole_results(self, module: ModuleOp, results: Sequence[Ranks]) -> list[Tensor]:
@@ -276,6 +308,11 @@ class _Check:
     def _broken(self, what: str) -> None:
         tolerance = str(self.one.contract.tolerance)
         raise errors.contract_broken(self.one.name, what, f"{self.one.relation.value}; {tolerance}")
+
+
+def _parameter_of(value: SSAValue) -> str:
+    assert isinstance(value.owner, nn.GetParameterOp), value
+    return value.owner.parameter_name
 
 
 def _differ(x: Tensor, y: Tensor) -> bool:

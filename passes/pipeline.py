@@ -25,14 +25,25 @@ from .dump import IrDump
 
 
 def import_phase() -> list[ModulePass]:
-    """Import -> @forward that calls one function per distinct block."""
+    """Import -> @forward that calls one function per distinct block.
+
+    A checkpoint's codes and scales come in before the blocks are told apart.
+    """
     from .canonicalize import CanonicalizePass
     from .cse import CsePass
     from .dce import DcePass
     from .fuse_primitives import FusePrimitivesPass
+    from .import_fp8_quantization import ImportFp8QuantizationPass
     from .outline_blocks import OutlineBlocksPass
 
-    return [CanonicalizePass(), CsePass(), DcePass(), FusePrimitivesPass(), OutlineBlocksPass()]
+    return [
+        CanonicalizePass(),
+        CsePass(),
+        DcePass(),
+        FusePrimitivesPass(),
+        ImportFp8QuantizationPass(),
+        OutlineBlocksPass(),
+    ]
 
 
 def model_phase(*, rows: Literal[0, 1, "all"] = 1) -> list[ModulePass]:

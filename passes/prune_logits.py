@@ -15,7 +15,7 @@ from xdsl.ir import Block, Operation, OpResult, SSAValue
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from .. import errors
-from ..ir import nn, paged
+from ..ir import nn, paged, quant
 from ..ir.provenance import carry, located
 from ..ir.types import FLOAT_TENSOR, dims_of, dtype_of, tensor
 from ..ir.verification import callee_name, functions
@@ -37,6 +37,8 @@ def row_operands(op: Operation) -> tuple[int, ...] | None:
             rows: tuple[int, ...] = (0,)
         case nn.CastOp() if dtype_of(op.x) in FLOAT_TENSOR.dtypes:
             rows = (0,)
+        case quant.DynamicScaleOp() | quant.QuantizeOp() | quant.DequantizeOp() | quant.LinearOp():
+            rows = tuple(i for i, x in enumerate(op.operands) if len(dims_of(x)) == 3)
         case nn.MatmulOp() if len(dims_of(op.b)) == 2:
             rows = (0,)
         case nn.BinaryOp():

@@ -34,6 +34,12 @@ def _fuse_primitives() -> type[ModulePass]:
     return FusePrimitivesPass
 
 
+def _import_fp8_quantization() -> type[ModulePass]:
+    from .import_fp8_quantization import ImportFp8QuantizationPass
+
+    return ImportFp8QuantizationPass
+
+
 def _lower_collectives() -> type[ModulePass]:
     from .lower_collectives import LowerCollectivesPass
 
@@ -81,6 +87,7 @@ PASSES: Registry = {
     "cse": _cse,
     "dce": _dce,
     "fuse-primitives": _fuse_primitives,
+    "import-fp8-quantization": _import_fp8_quantization,
     "lower-collectives": _lower_collectives,
     "outline-blocks": _outline_blocks,
     "paged-attention": _paged_attention,

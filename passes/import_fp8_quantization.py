@@ -1,0 +1,213 @@
+"""Linear layers and KV caches take the codes and scales that the checkpoint stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, StringAttr
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from .. import errors
+from ..ir import nn, quant
+from ..ir.provenance import carry, module_path
+from ..ir.types import (
+    bf16,
+    dtype_of,
+    f8e4m3,
+    f8e5m2,
+    f8e8m0,
+    f16,
+    f32,
+    shape_of,
+    show_dims,
+    tensor,
+)
+from ..ir.verification import parameters
+from ..models.quantization import (
+    Quantization,
+    QuantizedCache,
+    QuantizedLinear,
+    ScaleTensor,
+    parse_quantization,
+    print_quantization,
+)
+from .contract import Budget, Contract, ContractPass, Relation
+from .rewriting import forward_function
+
+DESCRIPTION = "quant.description"
+"""The module's attribute that says how its checkpoint is quantised; the pass takes it away."""
+
+CODES: dict[str, Attribute] = {"e4m3": f8e4m3, "e5m2": f8e5m2}
+KEYS, VALUES = 1, 2
+"""Operands of `nn.attention`."""
+SCALES: dict[str, Attribute] = {"f32": f32, "bf16": bf16, "f16": f16, "e8m0": f8e8m0}
+
+
+def describe_quantization(module: ModuleOp, quantization: Quantization) -> None:
+    """Leave the description for the pass."""
+    module.attributes[DESCRIPTION] = StringAttr(print_quantization(quantization))
+
+
+@dataclass
+class _Importer:
+    module: ModuleOp
+    forward: FuncOp
+    scales: dict[str, SSAValue] = field(default_factory=dict)
+    """What reads each scale, once for all its users."""
+    dynamic: dict[tuple[SSAValue, int], tuple[SSAValue, SSAValue]] = field(default_factory=dict)
+    """Codes and scales of values that several linears take, by value and size of a group."""
+    unknown: list[str] = field(default_factory=list)
+
+    def run(self, quantization: Quantization) -> None:
+        """Raises: QNT021 with every module that the model does not have so."""
+        declared, ops = parameters(self.module), list(self.forward.body.block.ops)
+        reads = {op.parameter_name: op for op in ops if isinstance(op, nn.GetParameterOp)}
+        for linear in quantization.linears:
+            if linear.weight in reads:
+                self._linear(linear, declared[linear.weight], reads[linear.weight])
+            else:
+                self.unknown.append(f"`{linear.weight}` is no parameter of the model")
+        attentions = {module_path(op): op for op in ops if isinstance(op, nn.AttentionOp)}
+        for cache in quantization.caches:
+            if cache.module in attentions:
+                self._cache(cache, attentions[cache.module])
+            else:
+                self.unknown.append(f"`{cache.module}` computes no attention in the model")
+        if self.unknown:
+            raise errors.quantized_modules_unknown(self.unknown)
+
+    def _linear(
+        self, linear: QuantizedLinear, declared: nn.ParameterOp, read: nn.GetParameterOp
+    ) -> None:
+        users = [use.operation for use in read.y.uses]
+        if not all(isinstance(op, nn.LinearOp) and op.w is read.y for op in users):
+            self.unknown.append(f"`{linear.weight}` is not only the weight of linear layers")
+            return
+        if shape_of(read.y) != linear.shape:
+            has = show_dims(shape_of(read.y))
+            self.unknown.append(f"`{linear.weight}` is {show_dims(linear.shape)}, not {has}")
+            return
+        declared.type = tensor(linear.shape, CODES[linear.storage])
+        codes = self._insert(nn.GetParameterOp(declared), read)
+        w_scale = self._scale(linear.scale, read)
+        rows, columns = linear.scheme.block_of(linear.shape)
+        for op in users:
+            assert isinstance(op, nn.LinearOp)
+            x, x_scale = self._input(op, linear)
+            new = quant.LinearOp(
+                x,
+                codes,
+                w_scale,
+                x_scale,
+                op.bias,
+                rows=rows,
+                columns=columns,
+                dtype=dtype_of(op.y),
+            )
+            carry(op, (new,))
+            Rewriter.replace_op(op, new)
+        Rewriter.erase_op(read)
+
+    def _input(self, op: nn.LinearOp, linear: QuantizedLinear) -> tuple[SSAValue, SSAValue | None]:
+        """What the linear multiplies, and its scale: the input itself, or its codes."""
+        activation = linear.activation
+        if activation.mode == "none":
+            return op.x, None
+        if linear.input_scale is not None:
+            scale = self._scale(linear.input_scale, op)
+            return self._insert(quant.QuantizeOp(op.x, scale), op), scale
+        return self._quantized(op.x, activation.group_size or linear.shape[1])
+
+    def _quantized(self, x: SSAValue, group: int) -> tuple[SSAValue, SSAValue]:
+        """Codes of x and their scales, made where x is made: the first user is not known here."""
+        if (x, group) not in self.dynamic:
+            assert isinstance(x.owner, Operation)
+            scale = quant.DynamicScaleOp(x, group=group)
+            codes = quant.QuantizeOp(x, scale.y)
+            carry(x.owner, (scale, codes))
+            Rewriter.insert_op((scale, codes), InsertPoint.after(x.owner))
+            self.dynamic[x, group] = codes.y, scale.y
+        return self.dynamic[x, group]
+
+    def _cache(self, cache: QuantizedCache, op: nn.AttentionOp) -> None:
+        """Keys and values as their codes say; `paged-attention` puts the codes into the cache."""
+        for index, stored in ((KEYS, cache.key_scale), (VALUES, cache.value_scale)):
+            scale, x = self._scale(stored, op), op.operands[index]
+            codes = self._insert(quant.QuantizeOp(x, scale), op)
+            op.operands[index] = self._insert(
+                quant.DequantizeOp(codes, scale, dtype=dtype_of(x)), op
+            )
+
+    def _scale(self, scale: ScaleTensor, user: Operation) -> SSAValue:
+        """The parameter's value, read where all parameters are."""
+        if scale.name not in self.scales:
+            declared = nn.ParameterOp(scale.name, tensor(scale.shape, SCALES[scale.dtype]))
+            carry(user, (declared,))
+            Rewriter.insert_op(declared, InsertPoint.before(self.forward))
+            read = nn.GetParameterOp(declared)
+            carry(user, (read,))
+            Rewriter.insert_op(read, InsertPoint.at_start(self.forward.body.block))
+            self.scales[scale.name] = read.y
+        return self.scales[scale.name]
+
+    def _insert(self, new: Operation, before: Operation) -> SSAValue:
+        carry(before, (new,))
+        Rewriter.insert_op(new, InsertPoint.before(before))
+        return new.results[0]
+
+
+def _check_supported(quantization: Quantization) -> None:
+    """Raises: QNT022 with all tensors whose scheme has no counterpart in `quant`."""
+    refused = []
+    for linear in quantization.linears:
+        if linear.storage not in CODES:
+            refused.append(f"`{linear.weight}` holds {linear.storage} codes")
+        if linear.activation.granularity == "channel":
+            refused.append(f"`{linear.module}` has inputs with a scale per channel")
+        if not linear.codes_are_stored:
+            refused.append(f"`{linear.weight}` is to be quantised by the build")
+        if linear.scale.divisor != 1:
+            refused.append(f"`{linear.scale.name}` is {linear.scale.divisor:g} times a scale")
+    if refused:
+        raise errors.quantization_not_compiled(refused)
+
+
+@dataclass(frozen=True)
+class ImportFp8QuantizationPass(ContractPass):
+    """Multiply the codes that the checkpoint stores, and scale the sums as it says.
+
+    Before: `nn.linear` over weights in the model's type, and a module attribute
+    `quant.description` (JSON of `models.quantization.Quantization`); without it nothing changes.
+    After:  `quant.linear` over parameters as the checkpoint stores them, codes and scales; inputs
+    are quantised by `quant.quantize` where the checkpoint says so, by a stored scale or by
+    `quant.dynamic_scale`. Keys and values go through `quant.quantize` and `quant.dequantize`.
+    It comes before `outline-blocks`: layers that are quantised alike become one function.
+    Contract: an error budget, since inputs and caches are rounded to 4 significant bits. Raises:
+    PAS004, QNT021 for modules that the model does not have, QNT022 for schemes that have no op.
+    """
+
+    name = "import-fp8-quantization"
+    contract: ClassVar[Contract] = Contract(
+        "before `outline-blocks`",
+        Relation.QUANTIZED,
+        Budget(
+            "inputs of linears, keys and values are rounded to 4 significant bits, and what comes "
+            "after adds to the difference",
+            relative=2**-1,
+            relative_float32=2**-1,
+        ),
+    )
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        description = op.attributes.get(DESCRIPTION)
+        if description is None:
+            return
+        assert isinstance(description, StringAttr)
+        quantization = parse_quantization(description.data)
+        _check_supported(quantization)
+        _Importer(op, forward_function(op, self.name)).run(quantization)
+        del op.attributes[DESCRIPTION]
