@@ -14,6 +14,7 @@ from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket, SchedulerConfig
 from ..models.mesh import Mesh
 from . import schema
+from .pipelines import tasks_of
 from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _generator_config(build: Build) -> schema.GeneratorConfig:
 
 
 def _pipeline(build: Build, binary: Binary) -> schema.Pipeline:
-    """Input -> binary -> output. KV caches stay on the device and are no tensors here."""
+    """Inputs -> the binary's stages -> outputs."""
     bucket, program = binary.bucket, binary.program
     blob = binary.bucket.file_stem
     param_files = sorted(set(build.parameter_file_of.values()))
@@ -219,25 +220,16 @@ def _pipeline(build: Build, binary: Binary) -> schema.Pipeline:
         io.name: schema.PipelineTensor(shape=io.shape, dtype=io.dtype) for io in program.outputs
     }
     constants = _constants(build, program, param_files)
+    tasks = tasks_of(program, build.stage_sizes, blob)
     return schema.Pipeline(
         name=(
             f"transformers.{build.architecture}-kv{bucket.kv_cache_size}"
             f"-b{bucket.batch_size}-attn{bucket.attention_size}"
         ),
         devices={str(i): run.name for i, run in enumerate(build.mesh.replicas[0])},
-        tensors={**inputs, **constants, **outputs},
-        supertasks={
-            "0": schema.Supertask(kind="input", inputs=(), outputs=tuple(inputs)),
-            "1": schema.Supertask(
-                kind="edf",
-                inputs=(*inputs, *constants),
-                outputs=tuple(outputs),
-                device="0",
-                data_blob=blob,
-            ),
-            "2": schema.Supertask(kind="output", inputs=tuple(outputs), outputs=()),
-        },
-        metadata={"bucket": bucket.name},
+        tensors={**inputs, **constants, **tasks.sent, **outputs},
+        supertasks=tasks.supertasks,
+        metadata=schema.PipelineContent(bucket=bucket.name, stages=tasks.stages),
         blobs={blob: None},
         param_files={
             str(i): schema.ParamFile(path=name, format="safetensors")

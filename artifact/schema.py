@@ -24,7 +24,7 @@ MANIFEST_FILE = "manifest.json"
 SHARDING_FILE = "sharding.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of the artifact directory. A change that older readers cannot take raises it."""
 
 PRODUCT = "furiosa-llm-open"
@@ -146,11 +146,29 @@ class PipelineTensor(Schema):
 class Supertask(Schema):
     """A node of a pipeline; edges are implicit by tensor name."""
 
-    kind: Literal["input", "output", "edf"]
+    kind: Literal["input", "output", "edf", "send", "recv"]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     device: str | None = None
     data_blob: str | None = None
+    group: str | None = None
+    """What a send and its recv have in common."""
+
+
+class StageCalls(Schema):
+    """The calls of a bucket's binary that a pipeline stage runs."""
+
+    device: str
+    first: int
+    end: int
+    """The one after the last."""
+
+
+class PipelineContent(Schema):
+    """What a pipeline is for."""
+
+    bucket: str
+    stages: tuple[StageCalls, ...]
 
 
 class ParamFile(Schema):
@@ -165,7 +183,7 @@ class Pipeline(Schema):
     devices: dict[str, str]
     tensors: dict[str, PipelineTensor]
     supertasks: dict[str, Supertask]
-    metadata: dict[str, Any]
+    metadata: PipelineContent
     blobs: dict[str, None]
     param_files: dict[str, ParamFile]
     device_constraints: tuple[str, ...]

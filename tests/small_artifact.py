@@ -19,7 +19,18 @@ from furiosa_llm.artifact.describe import Binary, Build
 from furiosa_llm.artifact.parameter_files import ParameterFiles, copy_parameters
 from furiosa_llm.artifact.reader import running_version
 from furiosa_llm.artifact.schema import WeightsMode
-from furiosa_llm.backend_rngd.isa.container import Block, Header, Program, Provenance, write_program
+from furiosa_llm.backend_rngd.isa.container import (
+    Binding,
+    Block,
+    CacheIo,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+    StageCut,
+    write_program,
+)
 from furiosa_llm.backend_rngd.isa.instructions import Control
 from furiosa_llm.frontend.checkpoint import Array, TensorInfo
 from furiosa_llm.frontend.parameters import ParameterSpec, bind_parameters
@@ -72,13 +83,25 @@ def specs_of(arrays: Mapping[str, Array]) -> list[ParameterSpec]:
 
 
 def idle_program(bucket: Bucket) -> Program:
-    """A program with one command, which no test runs."""
+    """A program with a call of one command for each layer, which no test runs."""
+    cache = {"kv_heads": 1, "head_dim": 16, "padded": 16}
+    layers = range(BLOCKS)
     header = Header(
         model_name="tiny",
         bucket=bucket.name,
-        regions=(),
+        regions=tuple(
+            Region(name=f"cache.{layer}", cache=CacheIo(layer=layer, **cache)) for layer in layers
+        ),
         blocks=(Block(name="block", first=0, count=1, provenance=(Provenance(path="model"),)),),
-        calls=(),
+        calls=tuple(
+            Call(
+                block=0,
+                prefix=f"model.layers.{layer}",
+                bindings=(Binding(register_number=0, region=layer),),
+            )
+            for layer in layers
+        ),
+        stage_cuts=tuple(StageCut(call=layer, sends=()) for layer in layers[1:]),
     )
     return Program(header, (Control(count=1, length=1),))
 

@@ -305,4 +305,4 @@ def _call(program: Program, call: Call) -> str:
     )
     successor = "" if call.successor is None else f" successor={call.successor}"
     name = program.blocks[call.block].name
-    return f"{name} prefix={call.prefix or '-'} stage={call.stage}{successor}{bindings}"
+    return f"{name} prefix={call.prefix or '-'}{successor}{bindings}"

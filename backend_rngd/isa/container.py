@@ -44,7 +44,7 @@ from .records import (
 from .registers import BlockRegisters
 
 MAGIC = b"VEDF"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 PREAMBLE = struct.Struct("<4sIQQ32s8s")
 ALIGNMENT = 64
 INSTRUCTION_BUDGET_BYTES = 720_896
@@ -171,7 +171,7 @@ class Binding(Table):
 
 
 class Call(Table):
-    """One run of a block. `successor` is the next call of the same stage.
+    """One run of a block. `successor` is the next call.
 
     A block may expect that the call before it has loaded what it begins with; then that call's
     registers point at this call's parameters too.
@@ -180,7 +180,6 @@ class Call(Table):
     block: Count
     prefix: Name
     bindings: tuple[Binding, ...]
-    stage: Count = 0
     successor: Count | None = None
 
 

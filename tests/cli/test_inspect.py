@@ -61,7 +61,7 @@ def test_one_binary(tmp_path: Path) -> None:
     summary = json.loads(result.stdout)
     assert summary["bucket"] == "prefill:1,16"
     assert summary["blocks"] == [
-        {"name": "block", "commands": 1, "code_bytes": summary["code_bytes"], "calls": 0}
+        {"name": "block", "commands": 1, "code_bytes": summary["code_bytes"], "calls": 4}
     ]
 
 

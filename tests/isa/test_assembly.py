@@ -134,4 +134,4 @@ def test_disassembly_shows_regions_blocks_and_calls() -> None:
     assert lines[5] == "  0000 repeat count=2 length=1"
     assert lines[6] == f"  0001   {format_command(COPY)}"  # inside the repeat
     assert lines[7] == f"  0002 {format_command(LOAD)}"
-    assert lines[8] == "call 0 block_0 prefix=model.layers.0 stage=0 r5=scratch+256"
+    assert lines[8] == "call 0 block_0 prefix=model.layers.0 r5=scratch+256"
