@@ -36,15 +36,16 @@ def write_compressed_tensors(
     directory: Path,
     groups: dict[str, QuantizationScheme],
     *,
+    kind: str = "llama",
     ignore: tuple[str, ...] = ("lm_head",),
     kv_cache_scheme: QuantizationArgs | None = None,
+    max_shard_size: str = "1GB",
     **overrides: Any,
 ) -> Path:
-    """A Llama that the library quantised with these groups; static scales are made up."""
-    config = make_config("llama", **overrides)
+    """A model that the library quantised with these groups; static scales are made up."""
+    config = make_config(kind, **overrides)
     torch.manual_seed(0)
-    model: Any = transformers.LlamaForCausalLM(config)
-    model = model.to(torch.bfloat16).eval()
+    model = getattr(transformers, config.architectures[0])(config).to(torch.bfloat16).eval()
     scheme = QuantizationConfig(
         config_groups=groups, ignore=list(ignore), kv_cache_scheme=kv_cache_scheme
     )
@@ -53,7 +54,7 @@ def write_compressed_tensors(
         _fill_scales(module)
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
     compressor.update_config(directory)
     return directory
 
@@ -81,7 +82,9 @@ def _ranges(module: Any, args: QuantizationArgs) -> tuple[torch.Tensor, torch.Te
     if args.strategy == "channel":
         return weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
     height, width = args.block_structure or (1, args.group_size)
-    parts = weight.reshape(rows // height, height, columns // width, width)
+    # The last blocks may be partial; zeros do not change the largest magnitude.
+    whole = torch.nn.functional.pad(weight, (0, -columns % width, 0, -rows % height))
+    parts = whole.reshape(-(-rows // height), height, -(-columns // width), width)
     return parts.amin((1, 3)), parts.amax((1, 3))
 
 

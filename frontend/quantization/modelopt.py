@@ -111,27 +111,37 @@ def _scaled(checkpoint: Checkpoint) -> list[str]:
 
 def _block_size(config: ConfigFields, modules: Modules) -> int:
     """Raises: QNT002 if the shapes of scales do not tell it."""
-    grids: list[Grid] = [
-        ((info.shape[0], info.shape[1]), (scale.shape[0], scale.shape[2]))
+    grids: dict[str, Grid] = {
+        scale.name: ((info.shape[0], info.shape[1]), (scale.shape[0], scale.shape[2]))
         for module, info in modules.linears.items()
         if is_quantized(info)
         and (scale := modules.tensors.get(f"{module}.weight_scale")) is not None
         and len(scale.shape) == 4
-    ]
-    size = block_size_of(grids)
+    }
+    size = block_size_of(list(grids.values()))
     if size is None:
-        raise config.invalid("no block size is said, and the shapes of scales do not tell it")
+        shown = ", ".join(f"`{name}` {list(grid)}" for name, (_, grid) in list(grids.items())[:3])
+        raise config.invalid(
+            f"no block size is said, and the shapes of scales do not tell it: {shown}"
+        )
     return size
 
 
 def block_size_of(grids: Sequence[Grid]) -> int | None:
-    """The size of square blocks that all these grids fit; the usual one if it does, None if none
-    or several others do."""
-    fitting = [
-        size
-        for size in BLOCK_SIZES
-        if all((-(-rows // size), -(-columns // size)) == grid for (rows, columns), grid in grids)
-    ]
-    if DEFAULT_BLOCK in fitting:
+    """The size of square blocks that most of these grids fit; the usual one if it does, None if
+    most fit none, or several others.
+
+    Whatever does not fit the size of most is found to be misshapen later.
+    """
+    fits = {size: sum(_fits(size, *grid) for grid in grids) for size in BLOCK_SIZES}
+    most = max(fits.values())
+    best = [size for size in BLOCK_SIZES if fits[size] == most]
+    if 2 * most < len(grids):
+        return None
+    if DEFAULT_BLOCK in best:
         return DEFAULT_BLOCK
-    return fitting[0] if len(fitting) == 1 else None
+    return best[0] if len(best) == 1 else None
+
+
+def _fits(size: int, shape: tuple[int, int], grid: tuple[int, int]) -> bool:
+    return (-(-shape[0] // size), -(-shape[1] // size)) == grid

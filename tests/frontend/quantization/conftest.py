@@ -30,6 +30,9 @@ BLOCKS = QuantizationScheme(
     weights=fp8(strategy="block", block_structure=[16, 32]),
     input_activations=fp8(strategy="group", group_size=32, dynamic=True),
 )
+PARTIAL = QuantizationScheme(
+    targets=["Linear"], weights=fp8(strategy="block", block_structure=[48, 40])
+)
 GROUPS = QuantizationScheme(targets=["Linear"], weights=fp8(strategy="group", group_size=32))
 
 WRITERS: Mapping[str, Callable[[Path], Path]] = {
@@ -41,6 +44,16 @@ WRITERS: Mapping[str, Callable[[Path], Path]] = {
     ),
     "ct-block": lambda path: write_compressed_tensors(path, {"group_0": BLOCKS}),
     "ct-group": lambda path: write_compressed_tensors(path, {"group_0": GROUPS}),
+    "ct-partial": lambda path: write_compressed_tensors(path, {"group_0": PARTIAL}),
+    "ct-fused": lambda path: write_compressed_tensors(
+        path,
+        {"group_0": preset_name_to_scheme("FP8_DYNAMIC", ["Linear"])},
+        kind="phi3",
+        kv_cache_scheme=FP8_CACHE,
+    ),
+    "ct-tied": lambda path: write_compressed_tensors(
+        path, {"group_0": preset_name_to_scheme("FP8", ["Linear"])}, kind="qwen2"
+    ),
     "fine-grained": write_fine_grained,
     "fine-grained-e8m0": lambda path: write_fine_grained(path, scale_fmt="ue8m0"),
     "autofp8": write_autofp8,

@@ -14,7 +14,7 @@ from small_linears import ATTENTION, MODULE, causes, describe, linear, ones, onl
 
 from furiosa_llm.errors import CompileError
 from furiosa_llm.frontend.quantization.config_fields import excluded_by_globs
-from furiosa_llm.frontend.quantization.modelopt import BLOCK_SIZES, block_size_of
+from furiosa_llm.frontend.quantization.modelopt import BLOCK_SIZES, Grid, block_size_of
 
 FP8 = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
 EMBEDDED = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
@@ -154,6 +154,12 @@ def grids_of(shapes: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
 def test_the_usual_block_size_wins() -> None:
     assert block_size_of([((192, 64), (2, 1))]) == 128
     assert block_size_of([]) == 128
+
+
+def test_one_misshapen_scale_does_not_hide_the_block_size() -> None:
+    right: list[Grid] = [((64, 64), (4, 4)), ((32, 64), (2, 4))]
+    assert block_size_of([*right, ((64, 32), (7, 1))]) == 16
+    assert block_size_of([right[0], ((64, 32), (7, 1)), ((64, 32), (1, 7))]) is None
 
 
 def test_a_block_size_that_nobody_can_tell(tmp_path: Path) -> None:
