@@ -15,7 +15,9 @@ from ..backend_rngd.isa.cost_exchange import (
     reduce_scatter_cycles,
 )
 from ..backend_rngd.isa.dtypes import DType
+from ..backend_rngd.isa.layout import features_per_slice, plain
 from ..backend_rngd.isa.machine import Machine
+from ..backend_rngd.isa.rules import SLICES_PER_PE
 from ..ir import dist
 from ..ir.types import bf16, dims_of, dtype_of, f16, f32
 
@@ -84,9 +86,12 @@ def _part_cycles(op: Collective, ranks: int, machine: Machine) -> int:
 
 
 def part_bytes(x: SSAValue, dtype: Attribute) -> int:
-    """Bytes of the tokens that are worked on at a time, on each rank."""
+    """Bytes of the tokens that are worked on at a time, on each rank: as many in all slices as in
+    the fullest, since all of them take as long.
+    """
     *tokens, width = _sizes(x)
-    return min(math.prod(tokens), PART_TOKENS) * width * BYTES.get(dtype, 4)
+    spread = SLICES_PER_PE * features_per_slice(plain(width))
+    return min(math.prod(tokens), PART_TOKENS) * spread * BYTES.get(dtype, 4)
 
 
 def _sizes(x: SSAValue) -> list[int]:
