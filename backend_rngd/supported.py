@@ -52,6 +52,8 @@ def _reason(op: Operation) -> str | None:
             | func.ReturnOp()
         ):
             return None
+        case dist.AllGatherOp() | dist.ReduceScatterOp() | dist.ShardOp():
+            return "ranks exchange sums alone, and a part is needed whole: build with `-tp 1`"
         case nn.ConstantOp():
             return None if is_scalar(op.y) else "only scalar constants have a place"
         case nn.BinaryOp() if is_scalar(op.b):

@@ -1,10 +1,13 @@
 """What does not fit on a PE is refused, and what only looks too large is cut."""
 
 import pytest
+from random_models import DECODE, RandomModel, lowered
 from small_decoder import Decoder
 
+from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.errors import CompileError
 from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.passes.pipeline import run_passes, shard_phase
 
 
 def refused(decoder: Decoder) -> CompileError:
@@ -43,3 +46,14 @@ def test_chunks_with_the_same_code_share_a_block() -> None:
     assert len(attention) == len(set(attention)) == 4  # each sees more keys than the one before
     offsets = {b.offset for call in program.calls for b in call.bindings}
     assert len(offsets) > 4
+
+
+def test_parts_that_other_ranks_need_whole_are_refused_by_module() -> None:
+    """Norms over all heads: no family that the backend runs on one rank has them."""
+    module = lowered(RandomModel(whole_norms=True), DECODE)
+    run_passes(module, shard_phase(2))
+    with pytest.raises(CompileError, match="BCK001") as caught:
+        run_passes(module, [TilePass.for_bucket(DECODE)])
+    gathers = [line for line in caught.value.cause.splitlines() if "dist.all_gather" in line]
+    assert len(gathers) == 2  # queries and keys
+    assert all("qkv_" in line and "-tp 1" in line for line in gathers)
