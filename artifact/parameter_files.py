@@ -17,15 +17,12 @@ from pathlib import Path
 from .. import errors
 from ..frontend.checkpoint import Array
 from ..frontend.parameters import BoundParameters, ParameterSpec
-from ..frontend.safetensors_checkpoint import DTYPES, SafetensorsCheckpoint
+from ..frontend.safetensors_checkpoint import STORED_NAMES, SafetensorsCheckpoint
 from .schema import FileEntry
 
 MAX_SHARD_BYTES = 5_000_000_000
 CHUNK_BYTES = 16 << 20
 """Rows that are read and written at once; a single larger row is read whole."""
-
-STORED_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-"""numpy types -> type names of the safetensors format."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,7 @@ import numpy as np
 
 from .. import errors
 from .checkpoint import Array, Checkpoint, TensorInfo
-
-STORED_NAMES: Mapping[np.dtype[Any], str] = {
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-    np.dtype(np.float16): "F16",
-    np.dtype(np.float32): "F32",
-}
-"""What checkpoints call the types that a model can declare."""
+from .safetensors_checkpoint import STORED_NAMES
 
 PLAIN_FLOATS = frozenset(
     np.dtype(t) for t in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)

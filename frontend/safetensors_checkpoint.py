@@ -42,6 +42,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Type names of the format -> numpy types."""
 
+STORED_NAMES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
+"""The other way round."""
+
 
 @dataclass(frozen=True)
 class SafetensorsFile:

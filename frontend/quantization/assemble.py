@@ -6,7 +6,7 @@ same: every quantised weight has its scales, in the right shape, and every scale
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,13 +14,16 @@ from ... import errors
 from ...models.quantization import (
     ActivationScheme,
     FormatName,
+    Granularity,
     Quantization,
     QuantizedCache,
     QuantizedLinear,
+    ScaleDtype,
     ScaleTensor,
     WeightScheme,
 )
 from ..checkpoint import Checkpoint, TensorInfo
+from .declared import DeclaredTensors, codes_like, scale_like
 from .modules import SCALE_DTYPE, STORAGE, Modules, is_quantized
 
 T = TypeVar("T")
@@ -58,6 +61,10 @@ class FormatRules:
     caches_quantized: bool
     may_stay: Callable[[str, tuple[int, int]], bool] = lambda module, shape: False
     """Whether a linear that the config means may be unquantised all the same."""
+    scale_dtype: ScaleDtype = "f32"
+    """Type in which the format's library writes scales; a checkpoint may have others."""
+    cache_scales: tuple[str, str] = ("k_scale", "v_scale")
+    """What it calls those of keys and values."""
 
 
 @dataclass
@@ -162,7 +169,10 @@ def assemble(checkpoint: Checkpoint, rules: FormatRules) -> Quantization:
     Raises: QNT003 with every scale that is missing, misshapen or never used; QNT004 with every
     weight whose type contradicts the config.
     """
-    assembly = _Assembly(Modules(checkpoint.tensors), rules)
+    tensors = checkpoint.tensors
+    if isinstance(checkpoint, DeclaredTensors):
+        tensors = _as_written(Modules(tensors), rules)
+    assembly = _Assembly(Modules(tensors), rules)
     linears = [assembly.linear(*item) for item in assembly.modules.linears.items()]
     caches = (
         [assembly.cache(attention) for attention in assembly.modules.attentions]
@@ -171,6 +181,28 @@ def assemble(checkpoint: Checkpoint, rules: FormatRules) -> Quantization:
     )
     assembly.finish(checkpoint)
     return Quantization(rules.name, _present(linears), _present(caches))
+
+
+def _as_written(modules: Modules, rules: FormatRules) -> Mapping[str, TensorInfo]:
+    """The tensors of a model that is not there yet, as the format's library would write them."""
+    tensors = dict(modules.tensors)
+
+    def add(name: str, granularity: Granularity, grid: tuple[int, int]) -> None:
+        tensors[name] = scale_like(name, rules.name, granularity, grid, rules.scale_dtype)
+
+    for module, info in modules.linears.items():
+        scheme, shape = rules.scheme_of(module), (info.shape[0], info.shape[1])
+        if scheme is None or rules.may_stay(module, shape):
+            continue
+        tensors[info.name] = codes_like(info)
+        grid = scheme.weight.grid_of(shape)
+        add(f"{module}.{scheme.weight_scales[0]}", scheme.weight.granularity, grid)
+        if scheme.activation.mode == "static":
+            add(f"{module}.{scheme.input_scale}", "tensor", (1, 1))
+    for attention in modules.attentions if rules.caches_quantized else ():
+        for name in rules.cache_scales:
+            add(f"{attention}.{name}", "tensor", (1, 1))
+    return tensors
 
 
 def shapes_of(grid: tuple[int, int]) -> list[tuple[int, ...]]:

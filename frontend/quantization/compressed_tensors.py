@@ -62,6 +62,7 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
         config_file=config.file,
         scheme_of=lambda module: schemes[id(groups[module])] if module in groups else None,
         caches_quantized=parsed.kv_cache_scheme is not None,
+        scale_dtype="bf16",
     )
     return assemble(checkpoint, rules)
 

@@ -48,6 +48,7 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
         config_file=config.file,
         scheme_of=lambda module: None if is_kept(module, patterns) else scheme,
         caches_quantized=False,
+        scale_dtype="e8m0" if config.text("scale_fmt", "float") == "ue8m0" else "f32",
         may_stay=lambda module, shape: block is not None and not _divides(block, shape),
     )
     return assemble(checkpoint, rules)

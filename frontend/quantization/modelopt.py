@@ -63,6 +63,7 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
         config_file=config.file,
         scheme_of=lambda module: None if excluded_by_globs(module, excluded) else scheme,
         caches_quantized=cache == "FP8",
+        cache_scales=("k_proj.k_scale", "v_proj.v_scale"),
     )
     return assemble(checkpoint, rules)
 
