@@ -41,7 +41,7 @@ from .types import (
 from .verification import callee_name, functions
 
 Parameters = Callable[[str], Tensor]
-Precision = Literal["model", "float32"]
+Precision = Literal["model", "float32", "unrounded"]
 
 TORCH_DTYPES: dict[Attribute, torch.dtype] = {
     bf16: torch.bfloat16,
@@ -67,7 +67,8 @@ def run(
 
     `parameters` gives a parameter by its name whenever an op reads it. With
     `precision="float32"` every float value is f32 whatever its type says: a reference for
-    rounding errors. Inputs are never changed.
+    rounding errors. With "unrounded", what is quantized is not rounded to codes either, so that
+    a small difference never becomes the step between two codes. Inputs are never changed.
     Raises: IRV009 for the function, IRV010 and IRV011 for tensors that do not fit, IRV012 for an
     op of another dialect.
     """
@@ -96,7 +97,7 @@ class Frame:
 
     def dtype(self, dtype: Attribute) -> torch.dtype:
         torch_dtype = TORCH_DTYPES[dtype]
-        wide = self.precision == "float32" and torch_dtype.is_floating_point
+        wide = self.precision != "model" and torch_dtype.is_floating_point
         return torch.float32 if wide else torch_dtype
 
     def shape(self, x: SSAValue | Attribute) -> list[int]:
@@ -389,7 +390,7 @@ def _paged_write(_op: paged.WriteOp, operands: Sequence[Tensor], _: Frame) -> Te
 
 @implements(paged.AttentionOp)
 def _paged_attention(op: paged.AttentionOp, operands: Sequence[Tensor], _: Frame) -> Tensor:
-    q, cache, block_table, lengths, position_ids = operands
+    q, cache, block_table, lengths, position_ids, *scales = operands
     key_index = torch.arange(block_table.shape[1])
     positions = position_ids[:, :, None]
     visible = (key_index < lengths[:, None, None]) & (key_index <= positions)  # [B, T, A]
@@ -405,6 +406,8 @@ def _paged_attention(op: paged.AttentionOp, operands: Sequence[Tensor], _: Frame
         x.transpose(1, 2).repeat_interleave(heads_per_group, dim=1)  # [B, Q, A, H]
         for x in keys_values.unbind(dim=3)
     )
+    if scales:
+        k, v = (quant_semantics.dequantize(x, s) for x, s in zip((k, v), scales, strict=True))
     scores = torch.matmul(q.float(), k.transpose(2, 3)) * op.scale.value.data
     seen = visible[:, None]
     scores = torch.where(seen, scores, -torch.inf)
@@ -440,6 +443,8 @@ def _dynamic_scale(op: quant.DynamicScaleOp, operands: Sequence[Tensor], _: Fram
 
 @implements(quant.QuantizeOp)
 def _quantize(op: quant.QuantizeOp, operands: Sequence[Tensor], frame: Frame) -> Tensor:
+    if frame.precision == "unrounded":
+        return quant_semantics.clamped_quotient(*operands)
     return quant_semantics.quantize(*operands).to(frame.dtype(dtype_of(op.y)))
 
 

@@ -17,10 +17,15 @@ def dynamic_scale(x: Tensor, group: int) -> Tensor:
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
-    """e4m3 codes of x / scale; the cast alone would make infinity of what is beyond 448."""
+    """e4m3 codes of x / scale."""
+    return clamped_quotient(x, scale).to(torch.float8_e4m3fn)
+
+
+def clamped_quotient(x: Tensor, scale: Tensor) -> Tensor:
+    """f32 x / scale within what codes can say: the cast alone would not saturate."""
     spread = _spread_over_groups(scale, x.shape[-1])
     quotient = torch.where(spread == 0, 0.0, x.float() / spread)
-    return quotient.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.float8_e4m3fn)
+    return quotient.clamp(-LARGEST_CODE, LARGEST_CODE)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ from xdsl.utils.exceptions import VerifyException
 
 __all__ = [
     "ANY_TENSOR",
+    "CACHE_TENSOR",
     "CODES_TENSOR",
     "FLOAT_TENSOR",
     "I64_ATTR",
@@ -260,6 +261,7 @@ I64_ATTR = IntegerAttr.constr(i64)
 FLOAT_TENSOR = TensorConstraint((bf16, f16, f32, f64))
 INT_TENSOR = TensorConstraint((i32,))
 CODES_TENSOR = TensorConstraint((f8e4m3, f8e5m2))
+CACHE_TENSOR = TensorConstraint((*FLOAT_TENSOR.dtypes, f8e4m3))
 SCALE_TENSOR = TensorConstraint((bf16, f16, f32, f8e8m0))
 ANY_TENSOR = TensorConstraint(
     (*FLOAT_TENSOR.dtypes, *INT_TENSOR.dtypes, *CODES_TENSOR.dtypes, f8e8m0)

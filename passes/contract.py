@@ -51,7 +51,7 @@ class Budget:
     relative: float
     """With the element types that the program names."""
     relative_float32: float
-    """With every float in f32, where rounding hides no mistake."""
+    """With every float in f32 and no codes, where rounding hides no mistake."""
 
 
 Tolerance: TypeAlias = Bitwise | Ulps | Budget

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from xdsl.ir import Operation
 
-from ..ir import nn, paged
+from ..ir import nn, paged, quant
 from ..ir.dist_cut import CutAttr
 from ..ir.types import dims_of
 from .cut_rules import operand_dims, reshaped, reshaped_unit
@@ -105,6 +105,8 @@ _MOVES = (
     | nn.MeanOp
     | paged.LastTokenOp
     | paged.WriteOp
+    | quant.QuantizeOp
+    | quant.DequantizeOp
 )
 _KEEPS_FINITE = (
     nn.AddOp | nn.SubOp | nn.SigmoidOp | nn.CosOp | nn.OffsetOp | nn.ExpandOp | nn.ConcatOp

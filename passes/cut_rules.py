@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from xdsl.ir import Operation, SSAValue
 
-from ..ir import nn, paged
+from ..ir import nn, paged, quant
 from ..ir.dist_cut import CutAttr
-from ..ir.types import Dims, dims_of
+from ..ir.types import Dims, dims_of, shape_of
 
 
 def operand_cuts(op: Operation, cut: CutAttr) -> tuple[CutAttr | None, ...] | None:
@@ -53,6 +53,8 @@ def operand_dims(op: Operation, dim: int) -> tuple[int | None, ...] | None:
             return (1, 1, 1, None)
         case paged.LastTokenOp() if dim == 2:
             return (2, None)
+        case quant.QuantizeOp() | quant.DequantizeOp() if math.prod(shape_of(op.scale)) == 1:
+            return (dim, None)
         case _:
             return None
 

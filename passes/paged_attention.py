@@ -5,6 +5,7 @@ Shape letters: B sequences, T tokens, A keys that a sequence may see, G KV heads
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,9 +16,9 @@ from xdsl.ir import Attribute, BlockArgument, SSAValue
 from xdsl.rewriter import Rewriter
 
 from .. import errors
-from ..ir import nn, paged
+from ..ir import nn, paged, quant
 from ..ir.provenance import carry, describe
-from ..ir.types import dims_of, dtype_of, i32, tensor
+from ..ir.types import dims_of, dtype_of, f8e4m3, i32, shape_of, tensor
 from ..ir.verification import callee_name, functions
 from .contract import Budget, Contract, ContractPass, Relation
 from .rewriting import calls, forward_function, return_op, set_returned
@@ -90,20 +91,27 @@ class _Pager:
         _, groups, _, size = dims_of(op.k)
         assert isinstance(groups, int)
         assert isinstance(size, int)
-        cache = step.add_cache(paged.cache_type(groups, size, dtype_of(op.k)))
-        write = paged.WriteOp(cache, op.k, op.v, step.slot_mapping)
+        kept = _kept(op)
+        cache = step.add_cache(paged.cache_type(groups, size, dtype_of(kept.k)))
+        write = paged.WriteOp(cache, kept.k, kept.v, step.slot_mapping)
         attend = paged.AttentionOp(
             op.q,
             write.y,
             step.block_table,
             step.lengths,
             step.position_ids,
+            kept.k_scale,
+            kept.v_scale,
             scale=op.scale.value.data,
             window=None if op.window is None else op.window.value.data,
         )
         carry(op, (write, attend))
         step.written.append(write.y)
+        sources = {op.k.owner, op.v.owner}
         Rewriter.replace_op(op, [write, attend])
+        for source in sources:
+            if isinstance(source, quant.DequantizeOp) and source.y.first_use is None:
+                Rewriter.erase_op(source)
 
     def _call(self, op: CallOp, step: Step) -> None:
         """The callee gets this call's own caches; its results gain them, updated."""
@@ -134,6 +142,29 @@ class _Pager:
         return self.done[name]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What the cache holds of an attention's keys and values."""
+
+    k: SSAValue
+    v: SSAValue
+    k_scale: SSAValue | None
+    v_scale: SSAValue | None
+
+
+def _kept(op: nn.AttentionOp) -> _Kept:
+    """The codes of keys and values that both are codes times one number; else what they are."""
+    k, v = op.k.owner, op.v.owner
+    if isinstance(k, quant.DequantizeOp) and isinstance(v, quant.DequantizeOp):
+        if _has_one_scale(k) and _has_one_scale(v):
+            return _Kept(k.codes, v.codes, k.scale, v.scale)
+    return _Kept(op.k, op.v, None, None)
+
+
+def _has_one_scale(op: quant.DequantizeOp) -> bool:
+    return dtype_of(op.codes) == f8e4m3 and math.prod(shape_of(op.scale)) == 1
+
+
 def _position_index(name: str, step: Step) -> int | None:
     """Which argument of function `name` is the position ids in every call; None if none is."""
     all_calls = [call for call in calls(step.function) if callee_name(call) == name]
@@ -162,7 +193,8 @@ class PagedAttentionPass(ContractPass):
     `@forward(input_ids, position_ids, slot_mapping [B, T], block_table [B, A], lengths [B],
     cache [S, G, 2, H], ...) -> (logits, cache, ...)`, caches in the order of the layers. A
     block function gains slot_mapping, block_table, lengths and its cache, and position_ids
-    before them if it had none.
+    before them if it had none. Where keys and values are codes times one number each
+    (`quant.dequantize`), the cache holds the codes and the attention takes both scales.
     Contract: an error budget, since attention is now in f32 and rounded once. Raises: PAS004
     without @forward, PAS010 if it has other arguments, PAS006 for attention that is not causal.
     """
@@ -172,8 +204,8 @@ class PagedAttentionPass(ContractPass):
         "attention is causal; each function with attention has one caller",
         Relation.PAGED,
         Budget(
-            "scores, weights and sums were rounded to the model's type, and now are not; what "
-            "comes after adds to the difference",
+            "scores, weights and sums, and keys and values made of codes, were rounded to the "
+            "model's type, and now are not; what comes after adds to the difference",
             relative=2**-2,
             relative_float32=1e-4,
         ),

@@ -17,7 +17,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
-from furiosa_llm.ir import nn
+from furiosa_llm.ir import nn, quant
 from furiosa_llm.ir.provenance import located, make
 from furiosa_llm.ir.types import bf16, dims_of, f32, i32, tensor
 
@@ -160,8 +160,20 @@ def rope(w: Writer, x: SSAValue, size: int) -> SSAValue:
     return w.add(nn.ConcatOp([y, w.add(nn.SliceOp(x, dim=3, start=size, end=head_size))], dim=3))
 
 
-def attention(w: Writer, x: SSAValue, *, rotary: int, window: int | None) -> SSAValue:
-    """Grouped-query attention; `rotary` elements of each head have RoPE, 0 for none."""
+def through_codes(w: Writer, x: SSAValue, name: str) -> SSAValue:
+    """x as the nearest codes say it, as the import of quantised caches leaves it."""
+    scale = w.parameter(name, 1)
+    codes = w.add(quant.QuantizeOp(x, scale))
+    return w.add(quant.DequantizeOp(codes, scale, dtype=w.dtype))
+
+
+def attention(
+    w: Writer, x: SSAValue, *, rotary: int, window: int | None, codes: bool = False
+) -> SSAValue:
+    """Grouped-query attention; `rotary` elements of each head have RoPE, 0 for none.
+
+    With `codes` keys and values are quantised.
+    """
     batch, seq, _ = dims_of(x)
     outer, w.path = w.path, f"{w.path}.self_attn"
 
@@ -172,6 +184,8 @@ def attention(w: Writer, x: SSAValue, *, rotary: int, window: int | None) -> SSA
     q, k, v = heads("q_proj", HEADS), heads("k_proj", GROUPS), heads("v_proj", GROUPS)
     if rotary:
         q, k = rope(w, q, rotary), rope(w, k, rotary)
+    if codes:
+        k, v = through_codes(w, k, "k_scale"), through_codes(w, v, "v_scale")
     attend = nn.AttentionOp(q, k, v, scale=HEAD_SIZE**-0.5, window=window, layer=w.layer)
     y = w.add(nn.ReshapeOp(w.add(attend), (batch, seq, HEADS * HEAD_SIZE)))
     y = w.linear(y, WIDTH, "o_proj")
@@ -199,6 +213,8 @@ class LayerKind:
     gadgets: tuple[Gadget, ...]
     rotary: int
     window: int | None
+    codes: bool = False
+    """Whether keys and values are quantised."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +250,13 @@ class Program:
 
 
 def _layer(w: Writer, x: SSAValue, kind: LayerKind) -> SSAValue:
-    attended = attention(w, norm(w, x, "input_layernorm"), rotary=kind.rotary, window=kind.window)
+    attended = attention(
+        w,
+        norm(w, x, "input_layernorm"),
+        rotary=kind.rotary,
+        window=kind.window,
+        codes=kind.codes,
+    )
     x = w.add(nn.AddOp(x, attended))
     for number, gadget in enumerate(kind.gadgets):
         x = w.add(nn.AddOp(x, gadget(w, x, f"gadget_{number}")))
@@ -248,18 +270,22 @@ EVERYTHING = Program(
     (
         LayerKind(GADGETS, HEAD_SIZE, None),
         LayerKind((), 4, 3),
-        LayerKind((), 0, 100),
+        LayerKind((), 0, 100, codes=True),
         LayerKind((), 4, 3),
     ),
     (norm, repeats, gated_mlp),
 )
 
 
-def programs() -> st.SearchStrategy[Program]:
-    """One or two kinds of layers, up to three layers."""
+def programs(*, codes: bool = False) -> st.SearchStrategy[Program]:
+    """One or two kinds of layers, up to three; with `codes` some quantise keys and values."""
     gadgets = st.lists(st.sampled_from(GADGETS), max_size=2).map(tuple)
     kind = st.builds(
-        LayerKind, gadgets, st.sampled_from([0, 4, HEAD_SIZE]), st.sampled_from([None, 2, 100])
+        LayerKind,
+        gadgets,
+        st.sampled_from([0, 4, HEAD_SIZE]),
+        st.sampled_from([None, 2, 100]),
+        st.booleans() if codes else st.just(False),
     )
 
     def layers(kinds: Sequence[LayerKind]) -> st.SearchStrategy[tuple[LayerKind, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
-from nn_programs import Writer
+from nn_programs import Writer, through_codes
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Block, Region, SSAValue
@@ -43,6 +43,8 @@ class RandomModel:
     tied: bool = False
     fused: bool = False
     """Query, key and value weights in one tensor, and gate and up too."""
+    codes: bool = False
+    """Keys and values are quantised."""
 
     @property
     def heads(self) -> int:
@@ -101,6 +103,8 @@ class RandomModel:
             turned = w.add(nn.TransposeOp(split, dim0=1, dim1=2))
             if index < 2:
                 turned = w.add(nn.RopeOp(turned, w.position_ids, inv_freq=[1.0, 0.1]))
+            if self.codes and index > 0:
+                turned = through_codes(w, turned, f"scale_{index}")
             heads.append(turned)
         y = w.add(nn.AttentionOp(*heads, scale=self.head_size**-0.5, layer=w.layer))
         y = w.add(nn.ReshapeOp(y, (batch, seq, self.heads * self.head_size)))
@@ -137,4 +141,5 @@ def random_models(draw: st.DrawFn) -> RandomModel:
         whole_norms=draw(st.booleans()),
         tied=draw(st.booleans()),
         fused=draw(st.booleans()),
+        codes=draw(st.booleans()),
     )

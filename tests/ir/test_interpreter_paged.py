@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from xdsl.ir import Attribute, Block, Operation, Region
 
 from furiosa_llm.ir import interpreter, nn, paged
 from furiosa_llm.ir.types import bf16, f32, i32, tensor
+from furiosa_llm.ir.types import f8e4m3 as f8
 from furiosa_llm.ir.verification import verify_module
 
 HEADS, GROUPS, SIZE, SLOTS = 4, 2, 8, 24
@@ -234,6 +235,49 @@ def test_attention_rounds_once() -> None:
     )
     wide = attend(make_module(f32, None), wide_batch, torch.zeros(SLOTS, GROUPS, 2, SIZE))
     assert torch.equal(narrow, wide.to(torch.bfloat16))
+
+
+def run_codes(batch: Batch, cache: Tensor, scales: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention in f32 to k and v of the batch, which are codes."""
+    q, kv = tensor(("batch", HEADS, "seq", SIZE), f32), tensor(("batch", GROUPS, "seq", SIZE), f8)
+    tokens, lengths = tensor(("batch", "seq"), i32), tensor(("batch",), i32)
+    one = tensor((1,), f32)
+    types: list[Attribute] = [
+        *(q, paged.cache_type(GROUPS, SIZE, f8), kv, kv, tokens),
+        *(tensor(("batch", "attn"), i32), lengths, tokens, one, one),
+    ]
+    block = Block(arg_types=types)
+    query, place, k, v, slots, table, length, positions, k_scale, v_scale = block.args
+    write = paged.WriteOp(place, k, v, slots)
+    attend = paged.AttentionOp(
+        query, write.y, table, length, positions, k_scale, v_scale, scale=0.3
+    )
+    module = ModuleOp([function("codes", types, [write, attend], block)])
+    verify_module(module)
+    inputs = (batch.q, cache, batch.k, batch.v, batch.slot_mapping)
+    return run(
+        module, "codes", *inputs, batch.block_table, batch.lengths, batch.position_ids, *scales
+    )
+
+
+@settings(deadline=None, max_examples=20)
+@given(lengths=LENGTHS, padding=st.integers(0, 2), seed=st.integers(0, 1000))
+def test_codes_in_the_cache_are_what_they_stand_for(
+    lengths: list[int], padding: int, seed: int
+) -> None:
+    """Attention to codes times their scales in f32, whatever the unwritten slots hold."""
+    tokens = max(lengths) + padding
+    batch = make_batch(lengths, tokens, tokens + padding, seed, torch.float32)
+    k_scale, v_scale = torch.tensor([0.37]), torch.tensor([2.6])
+    k_codes, v_codes = (x.to(torch.float8_e4m3fn) for x in (3 * batch.k, 3 * batch.v))
+    cache = torch.full((SLOTS, GROUPS, 2, SIZE), NAN).to(torch.float8_e4m3fn)
+    quantized = replace(batch, k=k_codes, v=v_codes)
+    actual = run_codes(quantized, cache, (k_scale, v_scale))
+
+    meant = replace(batch, k=k_codes.float() * k_scale, v=v_codes.float() * v_scale)
+    expected = attend(make_module(f32, None), meant, torch.zeros(SLOTS, GROUPS, 2, SIZE))
+    for sequence, length in enumerate(lengths):
+        assert torch.equal(actual[sequence, :length], expected[sequence, :length])
 
 
 @pytest.mark.parametrize(

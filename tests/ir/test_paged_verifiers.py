@@ -46,12 +46,37 @@ def attention(
     return op, types
 
 
+CODES = CACHE.replace("bf16", "f8E4M3FN")
+CODES_KV = KV.replace("bf16", "f8E4M3FN")
+
+
+def attention_to_codes(
+    cache: str = CODES, k_scale: str | None = "tensor<1xf32>", v_scale: str | None = "tensor<bf16>"
+) -> tuple[str, list[str]]:
+    types = [Q, cache, BA, B, BT]
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    given = [(name, type) for name, type in scales.items() if type is not None]
+    operands = "".join(f" {name} %{5 + i}" for i, (name, _) in enumerate(given))
+    of_types = "".join(f" {name} {type}" for name, type in given)
+    op = f"paged.attention %0, %1, %2, %3, %4{operands} scale 0.25 : {', '.join(types)}{of_types}"
+    return f"{op} -> {Y}", [*types, *(type for _, type in given)]
+
+
 def last_token(x: str = X, lengths: str = B, y: str = ROW) -> tuple[str, list[str]]:
     return f"paged.last_token %0, %1 : {x}, {lengths} -> {y}", [x, lengths]
 
 
 @pytest.mark.parametrize(
-    "case", [write(), attention(), attention(attributes="scale 0.25 window 4"), last_token()]
+    "case",
+    [
+        write(),
+        write(CODES, CODES_KV, CODES_KV, y=CODES),
+        attention(),
+        attention(attributes="scale 0.25 window 4"),
+        attention_to_codes(),
+        attention_to_codes(k_scale="tensor<1x1xf8E8M0FNU>"),
+        last_token(),
+    ],
 )
 def test_the_verifier_accepts(case: tuple[str, list[str]], snippet: Snippet) -> None:
     verify_module(snippet(*case))
@@ -62,6 +87,10 @@ REJECTED = {
     "write into a cache of another dtype": (
         write(k=F32_KV, v=F32_KV),
         "cache bf16, k f32, v f32",
+    ),
+    "write floats into a cache of codes": (
+        write(cache=CODES, y=CODES),
+        "cache f8E4M3FN, k bf16, v bf16",
     ),
     "write k of rank 3": (write(k=X), "k must have rank 4"),
     "write v of another shape": (write(v=Q), "v must be [batch, 2, seq, 16]"),
@@ -116,6 +145,22 @@ REJECTED = {
         "window is at least 1",
     ),
     "attention with a wrong result": (attention(y=Q), "the operands give"),
+    "attention to codes without their scale": (
+        attention_to_codes(v_scale=None),
+        "there is a v_scale exactly if the cache holds codes",
+    ),
+    "attention to floats with a scale": (
+        attention_to_codes(cache=CACHE),
+        "there is a k_scale exactly if the cache holds codes",
+    ),
+    "attention with a scale for each head": (
+        attention_to_codes(k_scale="tensor<2xf32>"),
+        "k_scale is one number, but it is [2]",
+    ),
+    "attention with a scale in integers": (
+        attention_to_codes(k_scale="tensor<1xi32>"),
+        "not one of bf16, f16, f32",
+    ),
     "last token of rank 4": (last_token(x=Y, y=ROW), "x must have rank 3"),
     "last token of other sequences": (
         last_token(lengths='tensor<?xi32, #nn.dims<"seq">>'),

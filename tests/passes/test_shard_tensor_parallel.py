@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
@@ -93,9 +93,13 @@ def test_models_of_any_sizes_compute_what_they_did(
         assert torch.equal(assemble(cut, parts), whole)
 
 
-def test_a_decoder_sums_twice_per_block() -> None:
-    """Heads and the feed-forward part are cut; each ends in one sum. Logits stay cut."""
-    module = sharded(ODD, 4)
+@pytest.mark.parametrize("codes", [False, True])
+def test_a_decoder_sums_twice_per_block(codes: bool) -> None:
+    """Heads and the feed-forward part are cut; each ends in one sum. Logits stay cut.
+
+    Quantised keys and values are cut as the others; their scales are whole.
+    """
+    module = sharded(replace(ODD, codes=codes), 4)
     assert counted(module) == {"dist.local_rows": 1, "dist.all_reduce": 3}
     cuts = shards(module)
     assert str(cuts["model.layers.0.gate_up_0.weight"]) == (
@@ -105,6 +109,7 @@ def test_a_decoder_sums_twice_per_block() -> None:
     _, (logits, *caches) = dist.cuts_of(functions(module)["forward"])
     assert str(logits) == "#dist.cut<2, 4, [[0:4], [4:8], [8:12], [12:13]]>"
     assert {str(cache) for cache in caches} == {"#dist.cut<1, 1, [[0:1], [1:2], [2:3], [-]]>"}
+    assert not any("scale" in name for name in cuts)
 
 
 @pytest.mark.parametrize(

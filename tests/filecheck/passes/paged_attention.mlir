@@ -51,3 +51,44 @@ func.func private @block(%x: tensor<2x3x1x4xf32>) -> tensor<2x3x1x4xf32> {
 // CHECK-NEXT:   [[X1:%.*]], [[C1:%.*]] = func.call @block([[X0]], %position_ids, %slot_mapping, %block_table, %lengths, %cache_1)
 // CHECK-NEXT:   func.return [[X1]], [[C0]], [[C1]]
 // CHECK:      func.func private @block(%x: {{.*}}, %position_ids: {{.*}}, %slot_mapping: {{.*}}, %block_table: {{.*}}, %lengths: {{.*}}, %cache: {{.*}})
+
+// -----
+
+// Keys and values that are codes times one number each: the cache holds the codes, and nobody
+// makes floats of them before the attention does.
+func.func @forward(%input_ids: tensor<2x3xi32>, %position_ids: tensor<2x3xi32>) -> tensor<2x3x1x4xbf16> {
+  %q = "test.op"() : () -> tensor<2x1x3x4xbf16>
+  %ks, %vs = "test.op"() : () -> (tensor<1xf32>, tensor<bf16>)
+  %kc = quant.quantize %q by %ks : tensor<2x1x3x4xbf16>, tensor<1xf32> -> tensor<2x1x3x4xf8E4M3FN>
+  %k = quant.dequantize %kc by %ks : tensor<2x1x3x4xf8E4M3FN>, tensor<1xf32> -> tensor<2x1x3x4xbf16>
+  %vc = quant.quantize %q by %vs : tensor<2x1x3x4xbf16>, tensor<bf16> -> tensor<2x1x3x4xf8E4M3FN>
+  %v = quant.dequantize %vc by %vs : tensor<2x1x3x4xf8E4M3FN>, tensor<bf16> -> tensor<2x1x3x4xbf16>
+  %0 = nn.attention %q, %k, %v scale 0.5 causal : tensor<2x1x3x4xbf16>, tensor<2x1x3x4xbf16>, tensor<2x1x3x4xbf16> -> tensor<2x3x1x4xbf16>
+  func.return %0 : tensor<2x3x1x4xbf16>
+}
+// CHECK:      func.func @forward({{.*}} %cache: tensor<?x1x2x4xf8E4M3FN, #nn.dims<"slots", _, _, _>>{{.*}})
+// CHECK:        %kc = quant.quantize %q by %ks
+// CHECK-NEXT:   %vc = quant.quantize %q by %vs
+// CHECK-NEXT:   [[C0:%.*]] = paged.write %cache, %kc, %vc, %slot_mapping
+// CHECK-NEXT:   [[X0:%.*]] = paged.attention %q, [[C0]], %block_table, %lengths, %position_ids k_scale %ks v_scale %vs scale 0.5
+// CHECK-NEXT:   func.return [[X0]], [[C0]]
+
+// -----
+
+// Only the keys are codes, or each token has its own scale: attention gets what they stand for.
+func.func @forward(%input_ids: tensor<2x3xi32>, %position_ids: tensor<2x3xi32>) -> tensor<2x3x1x4xbf16> {
+  %q = "test.op"() : () -> tensor<2x1x3x4xbf16>
+  %s, %ts = "test.op"() : () -> (tensor<1xf32>, tensor<2x1x3x1xf32>)
+  %c = quant.quantize %q by %s : tensor<2x1x3x4xbf16>, tensor<1xf32> -> tensor<2x1x3x4xf8E4M3FN>
+  %k = quant.dequantize %c by %s : tensor<2x1x3x4xf8E4M3FN>, tensor<1xf32> -> tensor<2x1x3x4xbf16>
+  %0 = nn.attention %q, %k, %q scale 0.5 causal : tensor<2x1x3x4xbf16>, tensor<2x1x3x4xbf16>, tensor<2x1x3x4xbf16> -> tensor<2x3x1x4xbf16>
+  %v = quant.dequantize %c by %ts : tensor<2x1x3x4xf8E4M3FN>, tensor<2x1x3x1xf32> -> tensor<2x1x3x4xbf16>
+  %1 = nn.attention %q, %k, %v scale 0.5 causal : tensor<2x1x3x4xbf16>, tensor<2x1x3x4xbf16>, tensor<2x1x3x4xbf16> -> tensor<2x3x1x4xbf16>
+  %y = nn.add %0, %1 : tensor<2x3x1x4xbf16>, tensor<2x3x1x4xbf16> -> tensor<2x3x1x4xbf16>
+  func.return %y : tensor<2x3x1x4xbf16>
+}
+// CHECK:      func.func @forward({{.*}} %cache: tensor<?x1x2x4xbf16, {{.*}} %cache_1: tensor<?x1x2x4xbf16,
+// CHECK:        %k = quant.dequantize %c by %s
+// CHECK-NEXT:   paged.write %cache, %k, %q, %slot_mapping
+// CHECK:        %v = quant.dequantize %c by %ts
+// CHECK-NEXT:   paged.write %cache_1, %k, %v, %slot_mapping
