@@ -94,10 +94,11 @@ class DynamicScaleOp(IRDLOperation):
 class QuantizeOp(IRDLOperation):
     """The code nearest to `x / scale`: f32 division, clamped to ±448, halves to even.
 
-    The scale is one number, or one for each group of neighbours in the last dimension. NaN stays
-    NaN. A scale of zero, which `quant.dynamic_scale` gives for zeros, gives zeros.
+    The scale is one number, one for each column, or one for each group of neighbours in the last
+    dimension. NaN stays NaN. A scale of zero, which `quant.dynamic_scale` gives for zeros, gives
+    zeros.
 
-    Shapes: x [..., K], scale of one element or [..., K / group] -> y [..., K].
+    Shapes: x [..., K], scale of one element, [K] or [..., K / group] -> y [..., K].
     """
 
     name = "quant.quantize"
@@ -126,7 +127,7 @@ class QuantizeOp(IRDLOperation):
 class DequantizeOp(IRDLOperation):
     """Compute `codes * scale` in f32, rounded once to y's type.
 
-    Shapes: codes [..., K], scale of one element or [..., K / group] -> y [..., K].
+    Shapes: codes [..., K], scale of one element, [K] or [..., K / group] -> y [..., K].
     """
 
     name = "quant.dequantize"
@@ -226,7 +227,7 @@ class LinearOp(IRDLOperation):
         if is_codes(x) != (x_scale is not None):
             raise VerifyException("x has a scale exactly if it is codes")
         if x_scale is not None:
-            check_input_scale(x, x_scale)
+            check_input_scale(x, x_scale, columns=False)
         if bias is not None:
             expect_dims("bias", bias, (n,))
         grid = grid_of((_static("N", n), _static("K", k)), rows, columns)
@@ -270,11 +271,16 @@ def grid_in(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return (shape[0], shape[1]) if len(shape) == 2 else None
 
 
-def check_input_scale(x: SSAValue, scale: SSAValue) -> None:
-    """Raises VerifyException unless the scale is one number or one for each group of x."""
+def check_input_scale(x: SSAValue, scale: SSAValue, *, columns: bool = True) -> None:
+    """Raises VerifyException unless the scale is one number or one for each group of x.
+
+    With `columns` it may also be one for each column, [K].
+    """
     if math.prod(shape_of(scale)) == 1:
         return
     *outer, width = dims_of(x)
+    if columns and dims_of(scale) == (width,):
+        return
     *scale_outer, groups = dims_of(scale)
     if outer != scale_outer or isinstance(groups, str) or _static("K", width) % groups:
         raise VerifyException(

@@ -52,7 +52,7 @@ def spread_over_blocks(scale: Tensor, shape: tuple[int, int], block: tuple[int, 
 
 
 def _spread_over_groups(scale: Tensor, width: int) -> Tensor:
-    """One number as it is, or [..., groups] as [..., K]."""
+    """One number and one for each column [K] as they are, [..., groups] as [..., K]."""
     wide = scale.float()
     if wide.numel() == 1:
         return wide.reshape(())

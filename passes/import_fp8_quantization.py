@@ -119,7 +119,11 @@ class _Importer:
             return op.x, None
         if linear.input_scale is not None:
             scale = self._scale(linear.input_scale, op)
-            return self._insert(quant.QuantizeOp(op.x, scale), op), scale
+            codes = self._insert(quant.QuantizeOp(op.x, scale), op)
+            if activation.granularity == "tensor":
+                return codes, scale
+            # Scales of columns cannot be taken out of a sum over columns.
+            return self._insert(quant.DequantizeOp(codes, scale, dtype=dtype_of(op.x)), op), None
         return self._quantized(op.x, activation.group_size or linear.shape[1])
 
     def _quantized(self, x: SSAValue, group: int) -> tuple[SSAValue, SSAValue]:
@@ -166,8 +170,6 @@ def _check_supported(quantization: Quantization) -> None:
     for linear in quantization.linears:
         if linear.storage not in CODES:
             refused.append(f"`{linear.weight}` holds {linear.storage} codes")
-        if linear.activation.granularity == "channel":
-            refused.append(f"`{linear.module}` has inputs with a scale per channel")
         if not linear.codes_are_stored:
             refused.append(f"`{linear.weight}` is to be quantised by the build")
         if linear.scale.divisor != 1:

@@ -62,7 +62,11 @@ def every_op() -> list[Operation]:
     token = quant.DynamicScaleOp(x, group=48)
     group = quant.DynamicScaleOp(x, group=16)
     by_token, by_one = quant.QuantizeOp(x, token.y), quant.QuantizeOp(x, one)
+    column = value((48,), f32)
+    by_column = quant.QuantizeOp(x, column)
     return [
+        by_column,
+        quant.DequantizeOp(by_column.y, column),
         token,
         group,
         by_token,
@@ -97,6 +101,18 @@ def test_every_op_round_trips_byte_for_byte() -> None:
 
 
 X, W = ("batch", 48), (40, 48)
+
+
+def test_scales_of_columns() -> None:
+    x = random(2, 3, 48)
+    scale = torch.rand(48) + 0.1
+    op = quant.QuantizeOp(value((2, 3, 48)), value((48,), f32))
+    found = run(op, x, scale)
+    for column in range(48):
+        alone = quant_semantics.quantize(x[..., column], scale[column])
+        assert torch.equal(found[..., column].float(), alone.float())
+
+
 REJECTED: dict[str, tuple[Callable[[], object], str]] = {
     "groups that do not divide": (
         lambda: quant.DynamicScaleOp(value(X), group=32),
@@ -128,6 +144,17 @@ REJECTED: dict[str, tuple[Callable[[], object], str]] = {
             value(X), value(W, f8e4m3), value(()), value(()), rows=40, columns=48
         ),
         "exactly if it is codes",
+    ),
+    "inputs of a linear by columns": (
+        lambda: quant.LinearOp(
+            value((4, 48), f8e4m3),
+            value(W, f8e4m3),
+            value(()),
+            value((48,), f32),
+            rows=40,
+            columns=48,
+        ),
+        "neither one number",
     ),
     "a grid of other blocks": (
         lambda: quant.LinearOp(value(X), value(W, f8e4m3), value((2, 3)), rows=32, columns=32),

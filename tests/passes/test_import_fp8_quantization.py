@@ -180,7 +180,8 @@ def schemes() -> st.SearchStrategy[WeightScheme]:
 
 def activations() -> st.SearchStrategy[ActivationScheme]:
     group = ActivationScheme("dynamic", "group", 4)
-    return st.sampled_from([NO_ACTIVATION, STATIC_TENSOR, DYNAMIC_TOKEN, group])
+    channel = ActivationScheme("static", "channel")
+    return st.sampled_from([NO_ACTIVATION, STATIC_TENSOR, DYNAMIC_TOKEN, group, channel])
 
 
 def described(
@@ -200,7 +201,10 @@ def described(
         if columns % (inputs.group_size or 1):
             inputs = NO_ACTIVATION
         grid = scheme.grid_of((rows, columns))
-        static = ScaleTensor(f"{weight}_input", "f32", (), (1, 1))
+        of_columns = inputs.granularity == "channel"
+        static = ScaleTensor(
+            f"{weight}_input", "f32", (columns,) if of_columns else (), (1, columns)
+        )
         linears.append(
             QuantizedLinear(
                 module=weight.removesuffix(".weight"),
@@ -269,11 +273,6 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "a weight of another shape": ({"shape": (3, 5)}, "QNT021", "is [3, 5], not ["),
     "a norm's weight": ({"weight": "norm"}, "QNT021", "is not only the weight of linear"),
     "codes of another chip": ({"storage": "e4m3fnuz"}, "QNT022", "e4m3fnuz"),
-    "inputs by channel": (
-        {"activation": ActivationScheme("static", "channel"), "input_scale": ONE},
-        "QNT022",
-        "a scale per channel",
-    ),
     "weights without codes": ({"codes_are_stored": False}, "QNT022", "by the build"),
     "ranges": ({"scale": replace(ONE, divisor=448.0)}, "QNT022", "448 times a scale"),
 }
