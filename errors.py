@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 
 class FuriosaLLMError(Exception):
@@ -29,6 +31,11 @@ class FuriosaLLMError(Exception):
         self.cause = cause
         self.next_step = next_step
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come out of compile workers; a pickle keeps no keyword arguments by itself."""
+        rebuild = partial(type(self), cause=self.cause, next_step=self.next_step)
+        return rebuild, (self.code, self.message), self.__dict__
 
     def __str__(self) -> str:
         where = [f"  at: {self.at}"] if self.at else []
@@ -269,6 +276,127 @@ def pin_without_target(pattern: str, kind: str, known: Sequence[str]) -> Compile
         at="--pin-tiling",
         cause=f"there are {', '.join(known)}",
         next_step="correct the pattern; `*` and `?` match as in file names",
+        exit_code=2,
+    )
+
+
+def model_named_twice(model_id: str, model: str, output: str) -> CompileError:
+    """BLD017: `build` got a model by --model-id, and another one by position."""
+    return CompileError(
+        "BLD017",
+        f"two models are named: --model-id {model_id}, and {model}",
+        at="--model-id",
+        cause="beside --model-id there is one positional argument, the output directory",
+        next_step=f"write `furiosa-llm build {output} --model-id {model_id}`, "
+        f"or `furiosa-llm build {model} {output}`",
+        exit_code=2,
+    )
+
+
+def model_or_output_missing(given: str) -> CompileError:
+    """BLD018: `build` got one positional argument and no --model-id."""
+    return CompileError(
+        "BLD018",
+        f"a model and an output directory are needed, only `{given}` is given",
+        at="MODEL OUTPUT",
+        cause="without --model-id there are two positional arguments: the model, then the output",
+        next_step=f"write `furiosa-llm build MODEL {given}` or "
+        f"`furiosa-llm build {given} --model-id MODEL`",
+        exit_code=2,
+    )
+
+
+def worker_died(bucket: str, status: int) -> CompileError:
+    """BLD019: a process that compiles buckets ended before it had an answer."""
+    return CompileError(
+        "BLD019",
+        f"the process that compiled {bucket} ended with {status}",
+        at=f"bucket {bucket}",
+        cause="a negative number is a signal; -9 most often means that memory ran out",
+        next_step="build with a smaller --num-compile-workers, or with 1 to see what happens",
+    )
+
+
+def no_workers(option: str, count: int) -> CompileError:
+    """BLD020: a number of workers below one."""
+    return CompileError(
+        "BLD020",
+        f"{option} = {count} would do no work",
+        at=option,
+        cause="a number of workers is at least 1; more are used where they help",
+        next_step=f"set {option} to 1 or more, or leave it out",
+        exit_code=2,
+    )
+
+
+def bad_scheduler_value(field: str, value: object, allowed: str) -> CompileError:
+    """BLD021: a field of `SchedulerConfig` is unknown, or its value means nothing."""
+    return CompileError(
+        "BLD021",
+        f"SchedulerConfig: {field} = {value!r}",
+        at=field,
+        cause=f"allowed: {allowed}",
+        next_step=f"give {field} another value, or leave it out",
+        exit_code=2,
+    )
+
+
+def bucket_beyond_limit(name: str, length: int, limit: int) -> CompileError:
+    """BLD022: a bucket is longer than the longest sequence that is to be handled."""
+    return CompileError(
+        "BLD022",
+        f"bucket {name} holds {length} tokens, --max-seq-len-to-capture is {limit}",
+        at=f"bucket {name}",
+        cause="sequences longer than --max-seq-len-to-capture are not to be handled",
+        next_step=f"leave the bucket out, or set --max-seq-len-to-capture to {length}",
+        exit_code=2,
+    )
+
+
+def option_not_supported(option: str, value: object, cause: str, next_step: str) -> CompileError:
+    """BLD023: an option of the vendor's `build` asks for what this build does not do."""
+    return CompileError(
+        "BLD023",
+        f"{option} = {value} is not supported",
+        at=option,
+        cause=cause,
+        next_step=next_step,
+        exit_code=2,
+    )
+
+
+def too_few_blocks(blocks: int, bucket: str, needed: int) -> CompileError:
+    """BLD024: the KV cache would not hold one sequence of a bucket."""
+    return CompileError(
+        "BLD024",
+        f"--paged-attention-num-blocks {blocks} does not hold one sequence of {bucket}",
+        at="--paged-attention-num-blocks",
+        cause=f"a block is one token: {needed - 1} for the sequence, and one for padding",
+        next_step=f"set it to {needed} or more, or leave it out: the loader then decides",
+        exit_code=2,
+    )
+
+
+def devices_given_twice(first: str, second: str) -> CompileError:
+    """BLD025: `ArtifactBuilder` got devices by position and by keyword."""
+    return CompileError(
+        "BLD025",
+        f"devices are given twice: {first} by position, {second} by keyword",
+        at="devices",
+        cause="ArtifactBuilder takes (model, devices, name), or (model, name) and devices=",
+        next_step="give them once",
+        exit_code=2,
+    )
+
+
+def not_an_integer(key: str, value: str) -> CompileError:
+    """BLD026: an option takes a whole number and got something else."""
+    return CompileError(
+        "BLD026",
+        f"{key}={value}: not a whole number",
+        at="--additional-model-config",
+        cause=f"{key} takes a whole number",
+        next_step=f"write `{key}=1`",
         exit_code=2,
     )
 
@@ -682,6 +810,18 @@ def quantization_not_compiled(problems: Iterable[str]) -> CompileError:
         "the checkpoint's quantisation cannot be compiled",
         cause=_bullets(problems),
         next_step="use another FP8 checkpoint of the model, or its bf16 checkpoint",
+    )
+
+
+def not_a_quantization_directory(path: str) -> CompileError:
+    """QNT012: the quantisation artifacts are no directory."""
+    return CompileError(
+        "QNT012",
+        f"there is no directory `{path}`",
+        at="--quantization-artifact-path",
+        cause="quantisation artifacts are a directory with qformat.yaml and qparam.npy",
+        next_step="name the directory that the quantiser wrote, or leave the option out",
+        exit_code=2,
     )
 
 

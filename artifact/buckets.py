@@ -16,9 +16,16 @@ BucketShape = tuple[int, int]
 
 
 def parse_buckets(
-    prefill: Iterable[BucketShape], decode: Iterable[BucketShape]
+    prefill: Iterable[BucketShape], decode: Iterable[BucketShape], limit: int | None = None
 ) -> tuple[Bucket, ...]:
-    """The buckets of both kinds, prefill first, each sorted. Raises: BLD002, BLD003."""
+    """The buckets of both kinds, prefill first, each sorted.
+
+    No sequence is to be longer than `limit` tokens; if it is all that is given, there is one bucket
+    of each kind, as long as it says. Raises: BLD002, BLD003, BLD022.
+    """
+    prefill, decode = list(prefill), list(decode)
+    if not prefill and not decode and limit is not None:
+        prefill = decode = [(1, limit)]
     buckets = [
         *(_checked("prefill", shape, least=1) for shape in sorted(prefill)),
         # A decode step attends to at least one cached token and the new one.
@@ -27,7 +34,18 @@ def parse_buckets(
     for before, bucket in pairwise(buckets):
         if before == bucket:
             raise errors.duplicate_bucket(bucket.name)
+    for bucket in buckets:
+        if limit is not None and bucket.attention_size > limit:
+            raise errors.bucket_beyond_limit(bucket.name, bucket.attention_size, limit)
     return tuple(buckets)
+
+
+def check_blocks(num_blocks: int | None, buckets: Sequence[Bucket]) -> None:
+    """Raises: BLD024 if so many blocks of one token do not hold one sequence of each bucket."""
+    for bucket in buckets:
+        needed = bucket.attention_size + 1  # one block is what padding writes to
+        if num_blocks is not None and num_blocks < needed:
+            raise errors.too_few_blocks(num_blocks, bucket.name, needed)
 
 
 def fit_context(buckets: Sequence[Bucket], context: int) -> tuple[Bucket, ...]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Unpack, get_args
 
 from .. import errors
 from ..backend_rngd.isa.container import read_program
 from ..frontend.block_count import declared_blocks
 from ..frontend.parameters import bind_parameters
 from ..frontend.source import ModelSource, open_model
-from ..models.config_types import Bucket
+from ..models.config_types import Bucket, SchedulerConfig
+from ..models.devices import is_device_list
 from ..models.mesh import make_mesh
 from ..models.stages import stage_count, stage_sizes
 from . import atomic, schema
-from .buckets import BucketShape, fit_context, parse_buckets
+from .buckets import BucketShape, check_blocks, fit_context, parse_buckets
 from .compile import CompileOptions, Progress, compile_model
 from .describe import (
     Binary,
@@ -30,12 +32,19 @@ from .describe import (
     describe_sharding,
 )
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
+from .quantization import open_directory, open_quantization
 from .reader import running_version, sha256_of
 from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
 from .tilings import NO_PINS, ExplainedTiling, read_pins
+from .vendor_options import VendorOptions, check_vendor_options
 
 Explain = Callable[[Sequence[ExplainedTiling]], None]
 """Told how the products of a bucket are cut."""
+
+SEED_TENSOR_PARALLEL = 4
+"""Ranks by default, where devices are given as the vendor's builder takes them."""
+
+DEFAULT_SCHEDULER = SchedulerConfig()
 
 COMPILER_LIBRARIES = ("torch", "transformers", "xdsl")
 
@@ -44,42 +53,64 @@ BINARIES_BYTES = 64_000_000
 
 
 class ArtifactBuilder:
-    """Builds one model for one set of buckets.
+    """Builds one model for one set of buckets: `ArtifactBuilder(model, name)`.
 
-    `model_id_or_path` is a Hugging Face directory, a hub id or a GGUF file. Buckets are pairs of
-    batch size and attention length in tokens; with none at all there is one prefill and one
-    decode bucket of batch 1 and 2,048 tokens, or the model's context if that is shorter. With
-    `calculate_logit_only_for_last_token=False`, prefill gives logits of every prompt token.
+    `model_id_or_path` is a Hugging Face directory, a hub id or a GGUF file. The second position is
+    a list of devices (see `models/devices.py`) if there is a name besides or if it begins like one:
+    `ArtifactBuilder(model, "npu:0", name)`. Such a builder has tensor-parallel size 4 by default,
+    any other 1. Without devices each pipeline stage is on a card of its own; stages have as many
+    transformer blocks as `num_blocks_per_pp_stage` says, else equally many. Only devices, stages
+    and replicas (`data_parallel_size`) are what a loader may change.
+
+    Buckets are pairs of batch size and attention length in tokens; with none at all there is one of
+    each kind of batch 1 and `max_seq_len_to_capture` tokens; by default 2,048, or the model's
+    context if that is shorter. With `calculate_logit_only_for_last_token=False`, prefill gives
+    logits of every prompt token. `quantize_artifact_path` is a directory of Furiosa's quantiser.
+    `paged_attention_num_blocks` is the most tokens that a loader's KV cache has, one of them for
+    padding; `default_scheduler_config` is recorded for the loader.
+
     `optimization_level` 0 keeps commands in program order, 1 overlaps them inside each kernel, 2
     across the kernels of a block. `pin_tiling` is a file of tilings that products must have.
+    `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums.
 
-    `devices` is a list such as `npu:0:0-3,npu:1:0-3` (see `models/devices.py`); by default each
-    pipeline stage is on a card of its own. Stages have as many transformer blocks as
-    `num_blocks_per_pp_stage` says, else equally many; only they and the devices are what a loader
-    may change. `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums.
-
-    Raises: BLD002, BLD003, BLD014, BLD015, BCK006, PAR001 to PAR009, PAR012, PAR014 to
-    PAR018.
+    Raises: BLD002, BLD003, BLD014, BLD015, BLD022 to BLD025, BCK006, PAR001 to PAR009, PAR012,
+    PAR014 to PAR018, QNT006, QNT012.
     """
 
     def __init__(
         self,
         model_id_or_path: str | Path,
-        name: str = "",
+        devices_or_name: str = "",
+        name: str | None = None,
         *,
         devices: str | None = None,
-        tensor_parallel_size: int = 1,
+        tensor_parallel_size: int | None = None,
         pipeline_parallel_size: int | None = None,
+        data_parallel_size: int | None = None,
         num_blocks_per_pp_stage: Sequence[int] | None = None,
         partial_sum: PartialSum = "f32",
         prefill_buckets: Sequence[BucketShape] = (),
         decode_buckets: Sequence[BucketShape] = (),
+        max_seq_len_to_capture: int | None = None,
         calculate_logit_only_for_last_token: bool = True,
+        quantize_artifact_path: str | Path | None = None,
+        paged_attention_num_blocks: int | None = None,
+        default_scheduler_config: SchedulerConfig = DEFAULT_SCHEDULER,
         optimization_level: OptimizationLevel = 2,
         pin_tiling: str | Path | None = None,
+        **vendor_options: Unpack[VendorOptions],
     ) -> None:
+        check_vendor_options(vendor_options)
+        default_tp = 1
+        if devices_or_name and (name is not None or is_device_list(devices_or_name)):
+            if devices is not None:
+                raise errors.devices_given_twice(devices_or_name, devices)
+            devices, default_tp = devices_or_name, SEED_TENSOR_PARALLEL
+        else:
+            name = devices_or_name or name
+        tp = default_tp if tensor_parallel_size is None else tensor_parallel_size
         stages = stage_count(pipeline_parallel_size, num_blocks_per_pp_stage)
-        self.mesh = make_mesh(devices, tp=tensor_parallel_size, pp=stages)
+        self.mesh = make_mesh(devices, tp=tp, pp=stages, dp=data_parallel_size)
         if partial_sum not in get_args(PartialSum):
             raise errors.unknown_partial_sum(partial_sum, get_args(PartialSum))
         if optimization_level not in get_args(OptimizationLevel):
@@ -87,17 +118,25 @@ class ArtifactBuilder:
         self.model_id_or_path = model_id_or_path
         self.model_id = _model_id(model_id_or_path)
         self.name = name or self.model_id
-        self.buckets = parse_buckets(prefill_buckets, decode_buckets)
+        self.buckets = parse_buckets(prefill_buckets, decode_buckets, max_seq_len_to_capture)
         self.last_token_only = calculate_logit_only_for_last_token
+        self.num_blocks = paged_attention_num_blocks
+        check_blocks(self.num_blocks, self.buckets)
+        self.scheduler = _checked_scheduler(default_scheduler_config)
         self.level = optimization_level
         self.stage_list = num_blocks_per_pp_stage
         self.partial_sum = partial_sum
         self.pins = NO_PINS if pin_tiling is None else read_pins(Path(pin_tiling))
+        self.quantized = None
+        if quantize_artifact_path is not None:
+            self.quantized = open_directory(quantize_artifact_path)
 
     def build(
         self,
         save_dir: str | Path,
         *,
+        num_pipeline_builder_workers: int = 1,
+        num_compile_workers: int = 1,
         weights: WeightsMode = "copy",
         dump_ir: str | Path | None = None,
         progress: Progress = lambda _: None,
@@ -105,6 +144,10 @@ class ArtifactBuilder:
         explain: Explain | None = None,
     ) -> None:
         """Write the artifact to `save_dir`, which appears, or is replaced, only when it is whole.
+
+        At most `num_compile_workers` processes compile buckets, no more than there are processors.
+        The model is traced once for all of them, so one of `num_pipeline_builder_workers` is used,
+        however many there may be. What is built depends on neither.
 
         Weights are copied in the model's declared type, hard-linked, or left out. `dump_ir` names
         a directory for the IR after every pass. `warn` is told what the weights lose on their
@@ -114,6 +157,8 @@ class ArtifactBuilder:
         """
         if weights not in get_args(WeightsMode):
             raise errors.unknown_weights_mode(weights, get_args(WeightsMode))
+        _check_workers("num_pipeline_builder_workers", num_pipeline_builder_workers)
+        _check_workers("num_compile_workers", num_compile_workers)
         target = Path(save_dir).absolute()
         atomic.check_replaceable(target)
         if dump_ir is not None and Path(dump_ir).exists() and any(Path(dump_ir).iterdir()):
@@ -126,11 +171,23 @@ class ArtifactBuilder:
         source = open_model(self.model_id_or_path, weights=weights != "skip")
         self._stage_sizes(source.config.num_hidden_layers)
         buckets = fit_context(self.buckets, _context_of(source))
+        check_blocks(self.num_blocks, buckets)
         self.pins.check_buckets(buckets)
+        self._check_quantization(source)
         if weights != "skip":
             _check_weights(source, target, weights)
         with atomic.replacing_directory(target) as staging:
-            self._fill(staging, source, buckets, weights, dump_ir, progress, warn, explain)
+            self._fill(
+                staging,
+                source,
+                buckets,
+                weights,
+                num_compile_workers,
+                dump_ir,
+                progress,
+                warn,
+                explain,
+            )
 
     def _fill(
         self,
@@ -138,6 +195,7 @@ class ArtifactBuilder:
         source: ModelSource,
         buckets: Sequence[Bucket],
         weights: WeightsMode,
+        workers: int,
         dump_ir: str | Path | None,
         progress: Progress,
         warn: Progress,
@@ -146,7 +204,7 @@ class ArtifactBuilder:
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
         model = compile_model(
-            source.config, buckets, self._options(explain is not None), dump_ir, progress
+            source.config, buckets, self._options(explain is not None), dump_ir, progress, workers
         )
         # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
         stored, bound = ParameterFiles({}, {}), None
@@ -158,13 +216,14 @@ class ArtifactBuilder:
             warn(f"tensors converted from {kind} to bf16: {count}")
 
         binaries, shards = [], {}
-        for compiled in model.binaries:
-            shards[compiled.bucket] = compiled.shards
-            name = f"{compiled.bucket.file_stem}.vedf"
-            files |= write_all(directory, {name: compiled.data})
-            binaries.append(Binary(compiled.bucket, name, read_program(compiled.data)))
-            if explain is not None:
-                explain(compiled.tilings)
+        with closing(model.binaries) as compiled_buckets:
+            for compiled in compiled_buckets:
+                shards[compiled.bucket] = compiled.shards
+                name = f"{compiled.bucket.file_stem}.vedf"
+                files |= write_all(directory, {name: compiled.data})
+                binaries.append(Binary(compiled.bucket, name, read_program(compiled.data)))
+                if explain is not None:
+                    explain(compiled.tilings)
 
         if self.mesh.tp > 1:
             sharding = schema.to_json(describe_sharding(shards)).encode()
@@ -186,6 +245,8 @@ class ArtifactBuilder:
             stage_sizes=self._stage_sizes(source.config.num_hidden_layers),
             partial_sum=self.partial_sum,
             tiling_pins=self.pins.entries,
+            scheduler=self.scheduler,
+            num_blocks=self.num_blocks,
             binaries=binaries,
             parameters=model.parameters,
             parameter_file_of=stored.file_of,
@@ -203,9 +264,34 @@ class ArtifactBuilder:
             self.partial_sum,
         )
 
+    def _check_quantization(self, source: ModelSource) -> None:
+        """Raises: FRO006 for every quantised model, and what `open_quantization` raises."""
+        quantization = open_quantization(source, self.quantized)
+        if quantization is not None:
+            place = source.path if self.quantized is None else self.quantized.path
+            raise errors.quantized_checkpoint(str(place), quantization.format)
+
     def _stage_sizes(self, blocks: int) -> tuple[int, ...]:
         """Transformer blocks of each stage. Raises: PAR010, PAR011."""
         return stage_sizes(blocks, self.mesh.pp, self.stage_list)
+
+
+def _checked_scheduler(scheduler: SchedulerConfig) -> SchedulerConfig:
+    """Raises: BLD023 for chunked prefill."""
+    if scheduler.prefill_chunk_size is not None:
+        raise errors.option_not_supported(
+            "SchedulerConfig.prefill_chunk_size",
+            scheduler.prefill_chunk_size,
+            "a prompt is processed in one run of a prefill bucket",
+            "leave it out, and build prefill buckets as long as your prompts",
+        )
+    return scheduler
+
+
+def _check_workers(option: str, count: int) -> None:
+    """Raises: BLD020."""
+    if count < 1:
+        raise errors.no_workers(option, count)
 
 
 def _model_id(model: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,10 +49,10 @@ class CompileOptions:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """An imported model; each binary is compiled when the iterator reaches it."""
+    """An imported model; binaries are compiled as they are asked for, until it is closed."""
 
     parameters: tuple[ParameterSpec, ...]
-    binaries: Iterator[CompiledBucket]
+    binaries: Generator[CompiledBucket]
 
 
 def compile_model(
@@ -61,25 +61,51 @@ def compile_model(
     options: CompileOptions,
     dump_ir: Path | None,
     progress: Progress,
+    workers: int = 1,
 ) -> CompiledModel:
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
-    follows. Binaries do not depend on what the model or its directory is called.
-    Raises: FRO007 (import), BCKxxx and VED005 (backend), BLD016 (pins).
+    follows. Binaries do not depend on what the model or its directory is called, nor on how many
+    `workers` compile buckets at the same time.
+    Raises: FRO007 (import), BCKxxx and VED005 (backend), BLD016 (pins), BLD019 (a worker).
     """
     from ..frontend.declarations import declared_parameters
 
     progress("importing the model")
-    module = _import(config, options.last_token_only, dump_ir)
+    module = import_shared(config, options.last_token_only, dump_ir)
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
-        (_binary(module, name, bucket, options, dump_ir, progress) for bucket in buckets),
+        _binaries(module, name, buckets, options, dump_ir, progress, workers),
     )
 
 
-def _import(config: Any, last_token_only: bool, dump_ir: Path | None) -> ModuleOp:
+def _binaries(
+    module: ModuleOp,
+    name: str,
+    buckets: Sequence[Bucket],
+    options: CompileOptions,
+    dump_ir: Path | None,
+    progress: Progress,
+    workers: int,
+) -> Generator[CompiledBucket]:
+    """In this process, or in several if more than one can work."""
+    from ..ir.text import print_module
+    from .compile_worker import Shared
+    from .workers import compile_in_processes, processes_for
+
+    processes = processes_for(workers, len(buckets))
+    if processes > 1:
+        shared = Shared(print_module(module), name, options, dump_ir)
+        yield from compile_in_processes(shared, buckets, processes, progress)
+        return
+    for bucket in buckets:
+        progress(f"compiling {bucket.name}")
+        yield compile_bucket(module, name, bucket, options, dump_ir)
+
+
+def import_shared(config: Any, last_token_only: bool, dump_ir: Path | None) -> ModuleOp:
     """What all buckets share: outlined blocks over paged caches, sizes still open."""
     import torch
 
@@ -92,13 +118,8 @@ def _import(config: Any, last_token_only: bool, dump_ir: Path | None) -> ModuleO
     return module
 
 
-def _binary(
-    shared: ModuleOp,
-    name: str,
-    bucket: Bucket,
-    options: CompileOptions,
-    dump_ir: Path | None,
-    progress: Progress,
+def compile_bucket(
+    shared: ModuleOp, name: str, bucket: Bucket, options: CompileOptions, dump_ir: Path | None
 ) -> CompiledBucket:
     """One bucket's binary; the shared module stays as it is."""
     from ..backend_rngd.encode import encode_program
@@ -114,7 +135,6 @@ def _binary(
         if name == shard[-1].name:
             reports.append(report_shards(module))
 
-    progress(f"compiling {bucket.name}")
     module = shared.clone()
     pins = options.pins.lines(bucket)
     run_passes(

@@ -59,6 +59,9 @@ class Build:
     """Transformer blocks of each pipeline stage."""
     partial_sum: PartialSum
     tiling_pins: Mapping[str, Mapping[str, str]]
+    scheduler: SchedulerConfig
+    num_blocks: int | None
+    """Most blocks that a loader's KV cache has; None if the loader decides."""
     binaries: Sequence[Binary]
     parameters: Sequence[ParameterSpec]
     parameter_file_of: Mapping[str, str]
@@ -123,14 +126,13 @@ def describe_artifact(build: Build, files: Mapping[str, FileEntry]) -> schema.Ar
 
 def describe_runtime(build: Build) -> schema.RuntimeConfig:
     """`runtime_config.json`."""
-    scheduler = asdict(SchedulerConfig())
     shapes = {
         kind: tuple((b.batch_size, b.attention_size) for b in build.buckets if b.is_prefill == kind)
         for kind in (True, False)
     }
     return schema.RuntimeConfig(
-        **scheduler,
-        paged_attention_num_blocks=None,
+        **asdict(build.scheduler),
+        paged_attention_num_blocks=build.num_blocks,
         prefill_buckets=shapes[True],
         decode_buckets=shapes[False],
     )
@@ -187,6 +189,8 @@ def _derived_id(build: Build, files: Mapping[str, FileEntry]) -> str:
         build.mesh.name,
         list(build.stage_sizes),
         build.partial_sum,
+        asdict(build.scheduler),
+        build.num_blocks,
         *([name, e.size_bytes, e.sha256] for name, e in sorted(files.items())),
     ]
     digest = hashlib.sha256(json.dumps(content).encode()).digest()
@@ -199,7 +203,7 @@ def _generator_config(build: Build) -> schema.GeneratorConfig:
         buckets=tuple(schema.BucketEntry(**asdict(bucket)) for bucket in build.buckets),
         model_qname=f"transformers.{build.architecture}",
         paged_attention_config=schema.PagedAttention(
-            num_blocks=None, block_size=BLOCK_SIZE, padding_block_idx=PADDING_BLOCK
+            num_blocks=build.num_blocks, block_size=BLOCK_SIZE, padding_block_idx=PADDING_BLOCK
         ),
         packing_type="IDENTITY",
         kv_cache_sharing_across_beams_config=None,

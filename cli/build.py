@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .. import errors
+from .model_options import OPTION, STAGES, model_options
 from .parallel import devices_option, pipeline_options
 from .progress import progress
 
@@ -27,23 +28,19 @@ def _bucket(option: str, value: str) -> tuple[int, int]:
     return batch_size, length
 
 
-def _model_options(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> Any:
-    """`key=value` pairs as keywords of `ArtifactBuilder`. Raises: BLD006, BLD007, BLD011."""
-    options: dict[str, bool] = {}
-    for item in values:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise errors.malformed_model_option(item)
-        if key not in MODEL_OPTIONS:
-            raise errors.unknown_model_option(key, MODEL_OPTIONS)
-        if value.lower() not in ("true", "false"):
-            raise errors.not_a_boolean(key, value)
-        options[key] = value.lower() == "true"
-    return options
-
-
-MODEL_OPTIONS = ("calculate_logit_only_for_last_token",)
-"""Keys of --additional-model-config; all are booleans."""
+def _model_and_output(model_id: str | None, positionals: Sequence[str]) -> tuple[str, Path]:
+    """Either dialect: `MODEL OUTPUT`, or `OUTPUT` beside --model-id. Raises: BLD017, BLD018."""
+    match model_id, positionals:
+        case None, (model, output):
+            return model, Path(output)
+        case str(), (output,):
+            return model_id, Path(output)
+        case str(), (model, output):
+            raise errors.model_named_twice(model_id, model, output)
+        case None, (given,):
+            raise errors.model_or_output_missing(given)
+    wanted = "MODEL OUTPUT" if model_id is None else "OUTPUT"
+    raise click.UsageError(f"Expected {wanted}, got {' '.join(positionals) or 'no argument'}")
 
 
 LEVELS: dict[str, Any] = {"0": 0, "1": 1, "2": 2}
@@ -55,17 +52,27 @@ def _warn(message: str) -> None:
 
 
 @click.command("build")
-@click.argument("model")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("positionals", nargs=-1, metavar="[MODEL] OUTPUT")
+@click.option(
+    "--model-id", metavar="MODEL", help="The model, instead of the first of two arguments."
+)
+@click.option("--name", default="", help="The artifact's name; by default the model's.")
 @click.option(
     "-tp",
     "--tensor-parallel-size",
-    default=1,
-    show_default=True,
+    type=int,
     metavar="N",
-    help="PEs of a card that share every operator: 1, 2, 4 or 8. Frozen in the artifact.",
+    help="PEs of a card that share every operator: 1, 2, 4 or 8. Frozen in the artifact. By "
+    "default 1, with --model-id 4.",
 )
 @pipeline_options("Pipeline stages, which `run` may change.")
+@click.option(
+    "-dp",
+    "--data-parallel-size",
+    type=int,
+    metavar="N",
+    help="Copies of the model, which `run` may change; by default as many as fit on --devices.",
+)
 @devices_option("By default every stage is on a card of its own.")
 @click.option(
     "--partial-sum",
@@ -93,6 +100,45 @@ def _warn(message: str) -> None:
     help="Batch size and attention length of a decode bucket. Repeatable.",
 )
 @click.option(
+    "--max-seq-len-to-capture",
+    type=int,
+    metavar="L",
+    help="Longest sequence: no bucket may be longer; the length of both buckets if none is given.",
+)
+@click.option(
+    "--quantization-artifact-path",
+    metavar="DIR",
+    help="What Furiosa's quantiser wrote about MODEL: qformat.yaml and qparam.npy.",
+)
+@click.option(
+    "--paged-attention-num-blocks",
+    type=int,
+    metavar="N",
+    help="Most tokens that the KV cache holds at load time, one of them for padding. By default "
+    "what the largest bucket needs.",
+)
+@click.option(
+    "--kv-cache-sharing-across-beams-config",
+    metavar="B,L",
+    help="Refused: no model that can be built shares its KV cache across beams.",
+)
+@click.option(
+    "--num-compile-workers",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Most processes that compile buckets; what is built is the same.",
+)
+@click.option(
+    "--num-pipeline-builder-workers",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Most processes that trace the model. One is used: all buckets share one trace.",
+)
+@click.option(
     "--weights",
     type=click.Choice(["copy", "link", "skip"]),
     default="copy",
@@ -100,12 +146,12 @@ def _warn(message: str) -> None:
     help="Copy the weights into the artifact, hard-link the checkpoint's files, or leave them out.",
 )
 @click.option(
-    "--additional-model-config",
+    OPTION,
     "model_options",
     multiple=True,
-    callback=_model_options,
+    callback=model_options,
     metavar="KEY=VALUE",
-    help=f"Keys: {', '.join(MODEL_OPTIONS)} (True or False). Repeatable.",
+    help="A keyword of ArtifactBuilder, e.g. calculate_logit_only_for_last_token=True. Repeatable.",
 )
 @click.option(
     "-O",
@@ -134,49 +180,49 @@ def _warn(message: str) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as one JSON object.")
 def command(
-    model: str,
-    output: Path,
-    tensor_parallel_size: int,
-    pipeline_parallel_size: int | None,
-    num_blocks_per_pp_stage: tuple[int, ...] | None,
-    devices: str | None,
-    partial_sum: Any,
-    prefill_buckets: list[tuple[int, int]],
-    decode_buckets: list[tuple[int, int]],
+    positionals: tuple[str, ...],
+    model_id: str | None,
+    tensor_parallel_size: int | None,
+    quantization_artifact_path: str | None,
+    num_compile_workers: int,
+    num_pipeline_builder_workers: int,
     weights: Any,
     model_options: dict[str, Any],
     optimization_level: str,
     explain_tiling: bool,
-    pin_tiling: Path | None,
     dump_ir: Path | None,
     as_json: bool,
+    **keywords: Any,
 ) -> None:
     """Build MODEL for the given buckets into the artifact directory OUTPUT.
 
-    MODEL is a Hugging Face directory, a .gguf file, or a hub id. Without any bucket, one prefill
-    and one decode bucket of batch 1 are built, 2048 tokens long or as long as the model's context.
+    MODEL is a Hugging Face directory, a .gguf file, or a hub id; with --model-id, OUTPUT is the
+    only argument. Without any bucket, one prefill and one decode bucket of batch 1 are built, 2048
+    tokens long or as long as the model's context.
     """
-    from ..artifact.builder import ArtifactBuilder
+    from ..artifact.builder import SEED_TENSOR_PARALLEL, ArtifactBuilder
     from ..artifact.summary import summarize_artifact
     from ..artifact.tilings import ExplainedTiling, to_pin_file
 
+    model, output = _model_and_output(model_id, positionals)
+    if tensor_parallel_size is None and model_id is not None:
+        tensor_parallel_size = SEED_TENSOR_PARALLEL
+    if STAGES in model_options and keywords[STAGES] is not None:
+        raise click.UsageError(f"{STAGES} is given twice: in {OPTION}, and as an option of its own")
+    # What remains are keywords of the builder, by the names that it has for them.
     builder = ArtifactBuilder(
         model,
-        devices=devices,
         tensor_parallel_size=tensor_parallel_size,
-        pipeline_parallel_size=pipeline_parallel_size,
-        num_blocks_per_pp_stage=num_blocks_per_pp_stage,
-        partial_sum=partial_sum,
-        prefill_buckets=prefill_buckets,
-        decode_buckets=decode_buckets,
+        quantize_artifact_path=quantization_artifact_path,
         optimization_level=LEVELS[optimization_level],
-        pin_tiling=pin_tiling,
-        **model_options,
+        **{**keywords, **model_options},
     )
     tilings: list[ExplainedTiling] = []
     with progress() as report:
         builder.build(
             output,
+            num_pipeline_builder_workers=num_pipeline_builder_workers,
+            num_compile_workers=num_compile_workers,
             weights=weights,
             dump_ir=dump_ir,
             progress=report,

@@ -95,6 +95,19 @@ def export_decoder(
         raise errors.cannot_import(config.architectures[0], [_reason(error)]) from error
 
 
+def declared_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of the parameters of the decoder that `config` describes, in order.
+
+    Raises: FRO007 if the model cannot be built.
+    """
+    try:
+        model = _build(config, torch.bfloat16)
+    except Exception as error:  # any line of any model's code may fail
+        raise errors.cannot_import(config.architectures[0], [_reason(error)]) from error
+    names = _canonical_names(model)
+    return {names[path]: tuple(tensor.shape) for path, tensor in model.named_parameters()}
+
+
 def _export(
     config: Any, dtype: torch.dtype, prepare: Callable[[torch.nn.Module], None]
 ) -> ExportedDecoder:

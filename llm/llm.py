@@ -71,8 +71,9 @@ class LLM:
 
         `weights_from` is a checkpoint directory, needed after `--weights skip`. `machine` is a
         machine description. `kv_cache_slots` is the number of tokens that each replica's KV cache
-        holds, one of them for padding; by default the largest decode bucket fits. `seed` is for
-        sampling without a seed of its own. `on_step` is told of every run of a binary.
+        holds, one of them for padding; by default what the largest bucket needs, but no more than
+        the build's `paged_attention_num_blocks`. `seed` is for sampling without a seed of its own.
+        `on_step` is told of every run of a binary.
 
         `devices`, replicas and pipeline stages are those of the build unless they are given;
         nothing is compiled again. The tensor-parallel size is the artifact's.
@@ -91,7 +92,7 @@ class LLM:
             sizes=num_blocks_per_pp_stage,
         )
         source = artifact.parameters(None if weights_from is None else Path(weights_from))
-        slots = kv_cache_slots or 1 + max(b.batch_size * b.attention_size for b in artifact.buckets)
+        slots = kv_cache_slots or _default_slots(artifact)
         replicas = [
             SimulatedDevice(
                 artifact,
@@ -243,6 +244,13 @@ class LLM:
             full_pipeline_tokens_per_s=tokens / to_us(max(filled.values())) * 1e6,
             steps=steps,
         )
+
+
+def _default_slots(artifact: Artifact) -> int:
+    """Enough for the largest bucket, and one for padding; no more than the build allows."""
+    enough = 1 + max(bucket.batch_size * bucket.attention_size for bucket in artifact.buckets)
+    most = artifact.runtime_config.paged_attention_num_blocks
+    return enough if most is None else min(enough, most)
 
 
 def _token_lists(prompts: Seq[int] | Seq[Seq[int]]) -> tuple[bool, list[list[int]]]:

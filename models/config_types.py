@@ -1,11 +1,13 @@
-"""Configuration types that builder, compiler and runtime share: plain data, nothing imported."""
+"""Configuration types that builder, compiler and runtime share: plain data."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from .. import errors
 
 _BUCKET_NAME = re.compile(r"(prefill|decode):([1-9]\d*),([1-9]\d*)")
 
@@ -86,13 +88,32 @@ class PagedAttentionConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """How the runtime queues requests; `runtime_config.json` carries it in an artifact."""
+    """How a loader queues requests; `runtime_config.json` carries it in an artifact.
+
+    Raises: BLD021 for a value that means nothing.
+    """
 
     npu_queue_limit: int = 2
+    """Runs of a binary that wait at the device."""
     max_processing_samples: int = 65536
+    """Requests that are worked on at the same time."""
     spare_blocks_ratio: float = 0.2
+    """Share of the KV blocks that no new request gets."""
     is_offline: bool = False
     prefill_chunk_size: int | None = None
+    """Tokens of a chunk of a prompt; None for prompts in one piece."""
+
+    def __post_init__(self) -> None:
+        for name in ("npu_queue_limit", "max_processing_samples", "prefill_chunk_size"):
+            value = getattr(self, name)
+            optional = name == "prefill_chunk_size" and value is None
+            if not optional and (type(value) is not int or value < 1):
+                raise errors.bad_scheduler_value(name, value, "integers from 1")
+        ratio: object = self.spare_blocks_ratio
+        if type(ratio) not in (int, float) or not 0 <= self.spare_blocks_ratio < 1:
+            raise errors.bad_scheduler_value("spare_blocks_ratio", ratio, "0 to below 1")
+        if type(self.is_offline) is not bool:
+            raise errors.bad_scheduler_value("is_offline", self.is_offline, "True and False")
 
     def export(self, path: str | Path) -> None:
         """Write the configuration as JSON."""
@@ -100,5 +121,12 @@ class SchedulerConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> SchedulerConfig:
-        """Read what `export` wrote."""
-        return cls(**json.loads(Path(path).read_text()))
+        """Read what `export` wrote. Raises: BLD021, OSError, ValueError if it is no JSON."""
+        content = json.loads(Path(path).read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a JSON object")
+        known = [field.name for field in fields(cls)]
+        for name in content:
+            if name not in known:
+                raise errors.bad_scheduler_value(name, content[name], f"{', '.join(known)}")
+        return cls(**content)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .. import errors
 
@@ -116,6 +116,11 @@ def parse_devices(text: str) -> Devices:
 
 def device_list(runs: Iterable[PeRun]) -> str:
     return ",".join(run.name for run in runs)
+
+
+def is_device_list(text: str) -> bool:
+    """Whether `text` is meant as devices: an item begins with a kind of device, possible or not."""
+    return any(item.strip().partition(":")[0] in get_args(DeviceKind) for item in text.split(","))
 
 
 def _parse_run(item: str, text: str) -> PeRun:

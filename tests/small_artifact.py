@@ -34,7 +34,7 @@ from furiosa_llm.backend_rngd.isa.container import (
 from furiosa_llm.backend_rngd.isa.instructions import Control
 from furiosa_llm.frontend.checkpoint import Array, TensorInfo
 from furiosa_llm.frontend.parameters import ParameterSpec, bind_parameters
-from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.models.config_types import Bucket, SchedulerConfig
 from furiosa_llm.models.mesh import Mesh, make_mesh
 from furiosa_llm.models.stages import stage_sizes
 
@@ -123,6 +123,7 @@ def write_artifact(
     extra_files: Mapping[str, bytes] | None = None,
     hf_config: Mapping[str, Any] = HF_CONFIG,
     mesh: Mesh = ONE_PE,
+    num_blocks: int | None = None,
 ) -> Path:
     """Write an artifact as a build does, and return its directory."""
     directory.mkdir(parents=True)
@@ -150,6 +151,8 @@ def write_artifact(
         stage_sizes=stage_sizes(BLOCKS, mesh.pp),
         partial_sum="f32",
         tiling_pins={},
+        scheduler=SchedulerConfig(),
+        num_blocks=num_blocks,
         binaries=binaries,
         parameters=specs,
         parameter_file_of=stored.file_of,

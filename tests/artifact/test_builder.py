@@ -21,7 +21,7 @@ from furiosa_llm.cli.main import main
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.frontend.parameters import ParameterSpec
 from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsFile
-from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.models.config_types import Bucket, SchedulerConfig
 from furiosa_llm.passes.shard_report import Exchange, ShardReport, TensorCut
 
 BUCKETS: dict[str, Any] = {"prefill_buckets": [(1, 16)], "decode_buckets": [(1, 32), (4, 32)]}
@@ -62,6 +62,7 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         options: CompileOptions,
         dump_ir: Path | None,
         progress: Any,
+        workers: int,
     ) -> CompiledModel:
         asked.append(
             (config.architectures[0], tuple(buckets), options.last_token_only, options.level)
@@ -209,6 +210,114 @@ def test_the_optimization_level_is_recorded_and_part_of_the_identity(
     assert (two.manifest.optimization_level, zero.manifest.optimization_level) == (2, 0)
     # The replaced compiler gives the same binaries for both.
     assert two.description.metadata.artifact_id != zero.description.metadata.artifact_id
+
+
+def test_devices_may_stand_in_the_second_position_as_in_the_seed(model: Path) -> None:
+    builder = ArtifactBuilder(model, "npu:0", "llama")
+    assert (builder.mesh.name, builder.name) == ("npu:0:0-3,npu:0:4-7", "llama")
+    builder = ArtifactBuilder(model, "npu:1:0-1", tensor_parallel_size=2)
+    assert (builder.mesh.name, builder.name) == ("npu:1:0-1", "tiny-llama")
+    builder = ArtifactBuilder(model, "npu:1", name="llama", tensor_parallel_size=8)
+    assert (builder.mesh.name, builder.name) == ("npu:1", "llama")
+
+
+def test_two_positions_are_model_and_name(model: Path) -> None:
+    builder = ArtifactBuilder(model, "llama", devices="npu:1:3")
+    assert (builder.mesh.name, builder.name) == ("npu:1:3", "llama")
+    assert ArtifactBuilder(model, name="llama").name == "llama"
+    assert ArtifactBuilder(model).name == "tiny-llama"
+
+
+@pytest.mark.parametrize(
+    ("positions", "keywords", "code"),
+    [
+        (("gpu", "llama"), {}, "PAR001"),  # three positions: the second one is devices
+        (("npu:x",), {}, "PAR001"),  # begins like devices, so it is no name
+        (("npu:0", "llama"), {"devices": "npu:1"}, "BLD025"),
+        (("npu:0:0",), {}, "PAR005"),  # the seed's default of four ranks
+    ],
+)
+def test_positions_that_fit_neither_form_are_refused(
+    model: Path, positions: tuple[str, ...], keywords: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(FuriosaLLMError) as caught:
+        ArtifactBuilder(model, *positions, **keywords)
+    assert caught.value.code == code
+
+
+def test_replicas_are_recorded(model: Path, tmp_path: Path) -> None:
+    ArtifactBuilder(model, **BUCKETS, data_parallel_size=3).build(tmp_path / "out")
+    assert read_artifact(tmp_path / "out").description.devices == "npu:0:0,npu:0:1,npu:0:2"
+
+
+def test_the_longest_sequence_bounds_buckets_and_is_their_default(
+    model: Path, tmp_path: Path, compiled: list[Any]
+) -> None:
+    ArtifactBuilder(model, max_seq_len_to_capture=64).build(tmp_path / "out", weights="skip")
+    assert compiled[0][1] == (Bucket.prefill(1, 64), Bucket.decode(1, 64))
+    ArtifactBuilder(model, **BUCKETS, max_seq_len_to_capture=32)
+    with pytest.raises(FuriosaLLMError, match="BLD022"):
+        ArtifactBuilder(model, **BUCKETS, max_seq_len_to_capture=31)
+    with pytest.raises(FuriosaLLMError, match="BLD004"):
+        ArtifactBuilder(model, max_seq_len_to_capture=513).build(tmp_path / "long", weights="skip")
+
+
+def test_scheduler_and_blocks_are_recorded_and_part_of_the_identity(
+    model: Path, tmp_path: Path
+) -> None:
+    scheduler = SchedulerConfig(max_processing_samples=24576, spare_blocks_ratio=0.6)
+    for name, options in (
+        ("plain", {}),
+        ("scheduler", {"default_scheduler_config": scheduler}),
+        ("blocks", {"paged_attention_num_blocks": 512_000}),
+    ):
+        ArtifactBuilder(model, **{**BUCKETS, **options}).build(tmp_path / name)
+    plain, with_scheduler, with_blocks = (
+        read_artifact(tmp_path / name) for name in ("plain", "scheduler", "blocks")
+    )
+    assert plain.runtime_config.max_processing_samples == 65536
+    assert with_scheduler.runtime_config.max_processing_samples == 24576
+    assert with_scheduler.runtime_config.spare_blocks_ratio == 0.6
+    assert plain.runtime_config.paged_attention_num_blocks is None
+    assert with_blocks.runtime_config.paged_attention_num_blocks == 512_000
+    paged = with_blocks.description.generator_config.paged_attention_config
+    assert paged.num_blocks == 512_000
+    artifacts = (plain, with_scheduler, with_blocks)
+    assert len({one.description.metadata.artifact_id for one in artifacts}) == 3
+
+
+def test_a_cache_that_does_not_hold_a_sequence_is_refused(model: Path, tmp_path: Path) -> None:
+    ArtifactBuilder(model, **BUCKETS, paged_attention_num_blocks=33)
+    with pytest.raises(FuriosaLLMError, match="BLD024"):
+        ArtifactBuilder(model, **BUCKETS, paged_attention_num_blocks=32)
+    with pytest.raises(FuriosaLLMError, match="BLD024"):  # the default buckets hold 512 tokens
+        ArtifactBuilder(model, paged_attention_num_blocks=512).build(tmp_path / "out")
+
+
+def test_chunked_prefill_is_refused(model: Path) -> None:
+    with pytest.raises(FuriosaLLMError, match="BLD023"):
+        ArtifactBuilder(model, default_scheduler_config=SchedulerConfig(prefill_chunk_size=64))
+
+
+@pytest.mark.parametrize("option", ["num_compile_workers", "num_pipeline_builder_workers"])
+def test_less_than_one_worker_is_refused(model: Path, tmp_path: Path, option: str) -> None:
+    options: dict[str, Any] = {option: 0}
+    with pytest.raises(FuriosaLLMError, match="BLD020") as caught:
+        ArtifactBuilder(model, **BUCKETS).build(tmp_path / "out", **options)
+    assert caught.value.at == option
+
+
+def test_a_quantisation_directory_is_checked_at_once(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FuriosaLLMError, match="QNT012"):
+        ArtifactBuilder(model, quantize_artifact_path=tmp_path / "absent")
+    directory = tmp_path / "quantized"
+    directory.mkdir()
+    for name in ("qformat.yaml", "qparam.npy"):
+        with pytest.raises(FuriosaLLMError, match="QNT006") as caught:
+            ArtifactBuilder(model, quantize_artifact_path=directory)
+        assert f"no {name}" in caught.value.message
+        (directory / name).touch()
+    ArtifactBuilder(model, quantize_artifact_path=directory)
 
 
 def test_options_that_mean_nothing_are_refused(model: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from furiosa_llm import ArtifactBuilder
 BUILD = """
 import sys
 from furiosa_llm import ArtifactBuilder
-ArtifactBuilder(sys.argv[1], "m", prefill_buckets=[(1, 16)], decode_buckets=[(2, 32)]).build("out")
+builder = ArtifactBuilder(sys.argv[1], "m", prefill_buckets=[(1, 16)], decode_buckets=[(2, 32)])
+builder.build("out", num_compile_workers=int(sys.argv[2]))
 """
 
 
@@ -32,14 +33,14 @@ def test_each_dump_leads_to_the_next(kind: str, tmp_path: Path) -> None:
         assert check_dumps(folder) >= 4
 
 
-def test_hash_seed_and_directory_do_not_change_a_byte(tmp_path: Path) -> None:
+def test_hash_seed_directory_and_workers_do_not_change_a_byte(tmp_path: Path) -> None:
     model = make_model("llama", tmp_path / "model")
     digests = []
-    for seed in ("1", "2"):
+    for seed in ("1", "2"):  # also the number of workers
         directory = tmp_path / f"place{seed}"
         directory.mkdir()
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", BUILD, str(model)]
+        command = [sys.executable, "-c", BUILD, str(model), seed]
         subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True)
         files = sorted((directory / "out").iterdir())
         assert {"prefill-1-16.vedf", "decode-2-32.vedf"} <= {file.name for file in files}

@@ -275,3 +275,13 @@ def test_a_model_without_an_end_token_runs_to_its_limit(tmp_path: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=20)
     output = load(tmp_path, hf_config=config).generate(prompt_token_ids=[1], sampling_params=params)
     assert len(answer(output)) == 20
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "slots"), [(None, 4 * 32 + 1), (100, 100), (512_000, 4 * 32 + 1)]
+)
+def test_the_cache_fits_the_largest_bucket_but_not_more_than_the_build_says(
+    tmp_path: Path, num_blocks: int | None, slots: int
+) -> None:
+    path = write_artifact(tmp_path / "artifact", num_blocks=num_blocks)
+    assert [replica.slots for replica in LLM.load_artifact(path)._replicas] == [slots]

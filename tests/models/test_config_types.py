@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.models.config_types import Bucket, PagedAttentionConfig, SchedulerConfig
 
 sizes = st.integers(1, 1 << 20)
@@ -57,3 +59,34 @@ def test_scheduler_config_survives_a_file(tmp_path: Path) -> None:
 def test_paged_attention_needs_positive_sizes(blocks: int, size: int) -> None:
     with pytest.raises(ValueError, match="positive"):
         PagedAttentionConfig(blocks, size)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"npu_queue_limit": 0},
+        {"npu_queue_limit": 2.0},
+        {"max_processing_samples": -1},
+        {"max_processing_samples": True},
+        {"spare_blocks_ratio": 1.0},
+        {"spare_blocks_ratio": -0.1},
+        {"spare_blocks_ratio": float("nan")},
+        {"spare_blocks_ratio": "0.2"},
+        {"is_offline": 1},
+        {"prefill_chunk_size": 0},
+    ],
+)
+def test_scheduler_values_that_mean_nothing_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(FuriosaLLMError) as caught:
+        SchedulerConfig(**values)
+    assert caught.value.code == "BLD021"
+    assert caught.value.at in values
+
+
+def test_a_file_with_other_fields_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scheduler.json").write_text('{"npu_queue_limit": 3, "queue": 4}')
+    with pytest.raises(FuriosaLLMError, match=r"BLD021.*queue"):
+        SchedulerConfig.load(tmp_path / "scheduler.json")
+    (tmp_path / "scheduler.json").write_text("[3]")
+    with pytest.raises(ValueError, match="not a JSON object"):
+        SchedulerConfig.load(tmp_path / "scheduler.json")

@@ -15,6 +15,7 @@ from furiosa_llm.models.devices import (
     Devices,
     PeRun,
     device_list,
+    is_device_list,
     parse_devices,
 )
 
@@ -173,3 +174,18 @@ def test_no_binary_runs_on_the_host() -> None:
     with pytest.raises(FuriosaLLMError, match="PAR006") as caught:
         parse_devices("cpu").fuse(4)
     assert "`npu:0:0-3`" in caught.value.next_step
+
+
+@given(lists)
+def test_a_list_of_devices_is_known_as_one_even_if_it_is_impossible(text: str) -> None:
+    assert is_device_list(text)
+
+
+@pytest.mark.parametrize("text", ["npu", "npu:x", "npu:0,other", "cuda:0", "cpu:3", " npu:0"])
+def test_what_begins_like_a_device_is_no_name(text: str) -> None:
+    assert is_device_list(text)
+
+
+@pytest.mark.parametrize("text", ["meta-llama/Llama-3.1-8B", "./npu:0", "cpu-model", "name", ""])
+def test_names_are_no_devices(text: str) -> None:
+    assert not is_device_list(text)
