@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from furiosa_llm.artifact.ledger import ALLOWS_ITSELF, check_losses, make_ledger
-from furiosa_llm.errors import CompileError
+from furiosa_llm.errors import CompileError, quantization_not_compiled
 from furiosa_llm.frontend.checkpoint import Array, Checkpoint, TensorInfo
 from furiosa_llm.frontend.quantization.furiosa import FuriosaDirectory
 from furiosa_llm.frontend.quantization.furiosa import describe as describe_furiosa
+from furiosa_llm.frontend.quantization.quantizing import quantizing
 from furiosa_llm.frontend.quantization.reader import read_quantization
 from furiosa_llm.frontend.quantization.refused import MARKS
 from furiosa_llm.frontend.safetensors_checkpoint import DTYPES
@@ -26,7 +27,7 @@ from furiosa_llm.models.quantization_support import (
     ACTIVATIONS,
     STORAGES,
     WEIGHTS,
-    check_supported,
+    unsupported,
 )
 
 ATTENTION = "model.layers.0.self_attn"
@@ -312,21 +313,29 @@ def infos_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Te
 
 
 def describe(cell: Cell, directory: Path, checkpoint: Checkpoint) -> Quantization:
-    """What the readers say about a cell's checkpoint, whose config is written to `directory`."""
+    """What the readers say about a cell's checkpoint, whose config is written to `directory`.
+
+    Raises: the readers' errors; QNT022 for what is read and not compiled.
+    """
     if cell.format == FURIOSA:
         options = " ".join(f"--{key} {value}" for key, value in cell.config.items())
         (directory / "qformat.yaml").write_text(f"# quantize.py {options}\n")
-        ranges = {
+        quantizers = {
             name: {"amax": np.ones(shape, np.float32)} for name, (_, shape) in cell.tensors.items()
         }
-        np.save(directory / "qparam.npy", np.array(ranges, object), allow_pickle=True)
-        found: Quantization | None = describe_furiosa(FuriosaDirectory.open(directory), checkpoint)
+        np.save(directory / "qparam.npy", np.array(quantizers, object), allow_pickle=True)
+        ranges = FuriosaDirectory.open(directory)
+        found: Quantization | None = describe_furiosa(ranges, checkpoint)
+        assert found is not None
+        compiled, _ = quantizing(checkpoint, found, ranges.read)
     else:
         config = {"quantization_config": cell.config}
         (directory / "config.json").write_text(json.dumps(config))
         found = read_quantization(directory, checkpoint)
-    assert found is not None, f"{cell.config} quantises nothing"
-    check_supported(found, str(directory))
+        assert found is not None, f"{cell.config} quantises nothing"
+        compiled = found
+    if problems := unsupported(compiled):
+        raise quantization_not_compiled(problems)
     return found
 
 
@@ -397,7 +406,8 @@ def render() -> str:
         "## Recognised by their tensors and refused\n\n"
         f"Whatever the config says (QNT001):\n\n{schemes}\n"
     )
-    parts.append(f"## Read, but not computed\n\nRefused by the compiler (QNT001):\n\n{reasons}\n")
+    refused = "Refused by `import-fp8-quantization` (QNT022)"
+    parts.append(f"## Read, but not compiled\n\n{refused}:\n\n{reasons}\n")
     return "\n".join(parts)
 
 

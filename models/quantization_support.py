@@ -1,15 +1,14 @@
-"""Which of the described quantisations an artifact can hold: one table for the import pass, the
-build and docs/quantization.md.
+"""Which of the described quantisations can be compiled: one table for the import pass and for
+docs/quantization.md.
 
-The readers describe more than is computed on the device. What is named here is refused before
-anything is compiled; whatever is not named is computed exactly as described.
+The readers describe more than there are operators for. What is named here is refused; whatever is
+not named is computed as described.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from .. import errors
 from .quantization import (
     ActivationGranularity,
     ActivationMode,
@@ -20,8 +19,7 @@ from .quantization import (
 )
 
 STORAGES: Mapping[Storage, str] = {
-    "e5m2": "no format quantises to it, so nothing says how its inputs are quantised",
-    "e4m3fnuz": "its bits are those of other numbers, and no e4m3 tensor has all of them",
+    "e4m3fnuz": "its bits mean other numbers, and no e4m3 tensor has all of them",
 }
 """Type of codes -> why it is refused."""
 
@@ -30,29 +28,25 @@ WEIGHTS: Mapping[Granularity, str] = {}
 
 ACTIVATIONS: Mapping[tuple[ActivationMode, ActivationGranularity | None], str] = {
     ("dynamic", "tensor"): "what a sequence gives would depend on the others in its batch",
-    ("static", "channel"): "scales of columns cannot be taken out of a product of 8-bit codes",
 }
 """How inputs are quantised -> why that is refused."""
 
 
-def check_supported(quantization: Quantization, file: str) -> None:
-    """`file` says how the checkpoint is quantised. Raises: QNT001 with every kind that is refused,
-    and the weights concerned."""
-    refused: dict[str, list[str]] = {}
-    for linear in quantization.linears:
-        for kind in _refused_kinds(linear):
-            refused.setdefault(kind, []).append(linear.weight)
-    if refused:
-        raise errors.unsupported_quantization(file, list(refused.items()))
+def unsupported(quantization: Quantization) -> list[str]:
+    """Each tensor or module that cannot be compiled, with the reason."""
+    return [problem for linear in quantization.linears for problem in _problems(linear)]
 
 
-def _refused_kinds(linear: QuantizedLinear) -> Iterator[str]:
-    """What is refused about a linear layer, with the reason."""
+def _problems(linear: QuantizedLinear) -> Iterator[str]:
     weights, inputs = linear.scheme.granularity, linear.activation
-    reason_of_inputs = ACTIVATIONS.get((inputs.mode, inputs.granularity))
-    kinds = (
-        (f"{linear.storage} weights", STORAGES.get(linear.storage)),
-        (f"weights with a scale per {weights}", WEIGHTS.get(weights)),
-        (f"inputs {inputs.mode} per {inputs.granularity}", reason_of_inputs),
-    )
-    return (f"{kind} ({reason})" for kind, reason in kinds if reason)
+    if reason := STORAGES.get(linear.storage):
+        yield f"`{linear.weight}` holds {linear.storage} codes: {reason}"
+    if reason := WEIGHTS.get(weights):
+        yield f"`{linear.weight}` has a scale per {weights}: {reason}"
+    if reason := ACTIVATIONS.get((inputs.mode, inputs.granularity)):
+        kind = f"{inputs.mode} inputs with a scale per {inputs.granularity}"
+        yield f"`{linear.module}` has {kind}: {reason}"
+    if not linear.codes_are_stored:
+        yield f"`{linear.weight}` is to be quantised by the build, and no codes are stored"
+    if linear.scale.divisor != 1:
+        yield f"`{linear.scale.name}` is {linear.scale.divisor:g} times a scale"

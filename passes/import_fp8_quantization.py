@@ -35,6 +35,7 @@ from ..models.quantization import (
     parse_quantization,
     print_quantization,
 )
+from ..models.quantization_support import unsupported
 from .contract import Budget, Contract, ContractPass, Relation
 from .rewriting import forward_function
 
@@ -42,6 +43,7 @@ DESCRIPTION = "quant.description"
 """The module's attribute that says how its checkpoint is quantised; the pass takes it away."""
 
 CODES: dict[str, Attribute] = {"e4m3": f8e4m3, "e5m2": f8e5m2}
+"""Type of each storage that `unsupported` lets through."""
 KEYS, VALUES = 1, 2
 """Operands of `nn.attention`."""
 SCALES: dict[str, Attribute] = {"f32": f32, "bf16": bf16, "f16": f16, "e8m0": f8e8m0}
@@ -164,20 +166,6 @@ class _Importer:
         return new.results[0]
 
 
-def _check_supported(quantization: Quantization) -> None:
-    """Raises: QNT022 with all tensors whose scheme has no counterpart in `quant`."""
-    refused = []
-    for linear in quantization.linears:
-        if linear.storage not in CODES:
-            refused.append(f"`{linear.weight}` holds {linear.storage} codes")
-        if not linear.codes_are_stored:
-            refused.append(f"`{linear.weight}` is to be quantised by the build")
-        if linear.scale.divisor != 1:
-            refused.append(f"`{linear.scale.name}` is {linear.scale.divisor:g} times a scale")
-    if refused:
-        raise errors.quantization_not_compiled(refused)
-
-
 @dataclass(frozen=True)
 class ImportFp8QuantizationPass(ContractPass):
     """Multiply the codes that the checkpoint stores, and scale the sums as it says.
@@ -210,6 +198,8 @@ class ImportFp8QuantizationPass(ContractPass):
             return
         assert isinstance(description, StringAttr)
         quantization = parse_quantization(description.data)
-        _check_supported(quantization)
+        refused = unsupported(quantization)
+        if refused:
+            raise errors.quantization_not_compiled(refused)
         _Importer(op, forward_function(op, self.name)).run(quantization)
         del op.attributes[DESCRIPTION]

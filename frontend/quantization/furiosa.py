@@ -30,7 +30,7 @@ from ...models.quantization import (
     ScaleTensor,
 )
 from ..checkpoint import Array, Checkpoint, TensorInfo
-from .modules import OUTPUT_HEAD, SCALE_DTYPE, Modules
+from .modules import OUTPUT_HEAD, SCALE_DTYPE, Modules, is_quantized
 from .qparam_file import Quantizers, read_qparam
 
 FORMAT_FILE = "qformat.yaml"
@@ -85,10 +85,15 @@ def describe(directory: FuriosaDirectory, checkpoint: Checkpoint) -> Quantizatio
     """Every linear but the output head in e4m3, by the stored magnitudes.
 
     Raises: QNT001 for types other than fp8 and for asymmetric quantizers; QNT002; QNT003 with every
-    quantizer that is missing, misshapen or of no module; QNT007.
+    quantizer that is missing, misshapen or of no module; QNT004 for a checkpoint that is quantised
+    already; QNT007.
     """
     types = directory.types
     _refuse_other_types(directory, types)
+    codes = [info for info in checkpoint.tensors.values() if is_quantized(info)]
+    if codes:
+        lines = [f"`{info.name}` is {info.stored} already" for info in codes]
+        raise errors.quantization_config_contradicted(str(directory.path / FORMAT_FILE), lines)
     reading = _Reading(directory.quantizers)
     modules = Modules(checkpoint.tensors)
     linears = [

@@ -273,6 +273,11 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "a weight of another shape": ({"shape": (3, 5)}, "QNT021", "is [3, 5], not ["),
     "a norm's weight": ({"weight": "norm"}, "QNT021", "is not only the weight of linear"),
     "codes of another chip": ({"storage": "e4m3fnuz"}, "QNT022", "e4m3fnuz"),
+    "one scale of a batch": (
+        {"activation": ActivationScheme("dynamic", "tensor")},
+        "QNT022",
+        "depend on the others in its batch",
+    ),
     "weights without codes": ({"codes_are_stored": False}, "QNT022", "by the build"),
     "ranges": ({"scale": replace(ONE, divisor=448.0)}, "QNT022", "448 times a scale"),
 }

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_llm.frontend.quantization.dequantize import dequantize, recode_fnuz
+from furiosa_llm.frontend.quantization.dequantize import dequantize
 from furiosa_llm.frontend.quantization.scales import multipliers
 from furiosa_llm.models.quantization import (
     E4M3_MAX,
@@ -97,24 +97,3 @@ def test_multipliers_of_each_stored_type(stored: Any, divisor: float, expected: 
     values = multipliers(scale, lambda name: np.asarray(stored))
     assert values.dtype == np.float32
     assert values.tolist() == [[expected]]
-
-
-@pytest.mark.parametrize(
-    ("codes", "multiplier"),
-    [
-        ([0x7F, 0xFF, 0x40, 0x02, 0x00], 1.0),  # 240 and even steps: the values are e4m3's
-        ([0x01, 0x81, 0x7E, 0x40], 0.5),  # odd steps of 2^-10: the bits are e4m3's
-    ],
-)
-def test_fnuz_codes_become_e4m3(codes: list[int], multiplier: float) -> None:
-    old = np.array(codes, np.uint8).view(FNUZ)
-    new = recode_fnuz(old)
-    assert new is not None
-    assert (new.codes.dtype, new.multiplier) == (E4M3, multiplier)
-    values = new.codes.astype(np.float64) * new.multiplier
-    np.testing.assert_array_equal(values, old.astype(np.float64))
-
-
-@pytest.mark.parametrize("codes", [[0x80], [0x01, 0x7F]])
-def test_fnuz_codes_that_no_e4m3_tensor_holds(codes: list[int]) -> None:
-    assert recode_fnuz(np.array(codes, np.uint8).view(FNUZ)) is None

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from furiosa_directory import COMMAND, quantizer, quantizers_of, write_furiosa_directory
+from memory_checkpoint import MemoryCheckpoint
 from model_zoo import make_model
 from small_linears import causes
 
 from furiosa_llm.errors import CompileError
 from furiosa_llm.frontend.quantization.furiosa import FuriosaDirectory, describe
-from furiosa_llm.frontend.quantization.scales import check_scale_values, multipliers
+from furiosa_llm.frontend.quantization.scales import (
+    check_scale_values,
+    multipliers,
+)
 from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsCheckpoint
 from furiosa_llm.models.quantization import Quantization
 
@@ -117,6 +122,18 @@ def test_a_first_line_that_is_no_text(tmp_path: Path, model: SafetensorsCheckpoi
     write_furiosa_directory(tmp_path, quantizers_of(model, layers=2))
     (tmp_path / "qformat.yaml").write_bytes(b"\xff\n")
     assert refusal(tmp_path, model).code == "QNT002"
+
+
+def test_a_checkpoint_that_is_quantised_already(
+    tmp_path: Path, model: SafetensorsCheckpoint
+) -> None:
+    write_furiosa_directory(tmp_path, quantizers_of(model, layers=2))
+    codes = np.ones((128, 64), ml_dtypes.float8_e4m3fn)
+    quantized = MemoryCheckpoint.copy_of(model).changed(f"{UP}.weight", codes)
+    with pytest.raises(CompileError) as caught:
+        describe(FuriosaDirectory.open(tmp_path), quantized)
+    assert caught.value.code == "QNT004"
+    assert causes(caught.value) == [f"`{UP}.weight` is F8_E4M3 already"]
 
 
 Change = Callable[[dict[str, dict[str, Any]]], object]
