@@ -65,9 +65,10 @@ class Modules:
 
     @cached_property
     def attentions(self) -> tuple[str, ...]:
-        """Modules that have keys: the parents of `k_proj` and `qkv_proj`."""
+        """Modules that have keys, the parents of `k_proj` and `qkv_proj`, in the model's order."""
         parents = [module.rpartition(".") for module in self.linears]
-        return tuple(parent for parent, _, name in parents if name in ("k_proj", "qkv_proj"))
+        having = (parent for parent, _, name in parents if name in ("k_proj", "qkv_proj"))
+        return tuple(sorted(having, key=_by_number))  # files put layer 10 before layer 2
 
     @cached_property
     def scales(self) -> frozenset[str]:
@@ -75,6 +76,11 @@ class Modules:
         return frozenset(
             name for name in self.tensors if name.rpartition(".")[2].endswith(SCALE_SUFFIXES)
         )
+
+
+def _by_number(module: str) -> list[tuple[int, str]]:
+    """Sorts `layers.2` before `layers.10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in module.split(".")]
 
 
 def is_quantized(info: TensorInfo) -> bool:

@@ -53,7 +53,10 @@ def test_without_weights_it_says_the_same(model: Path, config_only: Path, direct
     beside = open_directory(directory)
     with_weights = open_quantization(open_model(model), beside)
     without = open_quantization(open_model(config_only, weights=False), beside)
-    assert without == with_weights
+    assert with_weights is not None
+    assert without is not None
+    assert set(without.linears) == set(with_weights.linears)  # files have an order of their own
+    assert without.caches == with_weights.caches
 
 
 def test_a_directory_of_another_model_is_refused(

@@ -28,3 +28,11 @@ def test_linears_and_attentions_are_those_of_the_model(kind: str) -> None:
     assert set(modules.linears) == linears
     assert set(modules.attentions) == attentions
     assert not modules.scales
+
+
+def test_attentions_are_in_the_order_of_their_layers() -> None:
+    modules = [f"model.layers.{number}.self_attn" for number in range(12)]
+    names = sorted(f"{module}.k_proj.weight" for module in modules)
+    assert names[2].startswith("model.layers.10")  # as safetensors files have them
+    tensors = {name: TensorInfo(name, (4, 8), DTYPES["BF16"], "BF16") for name in names}
+    assert Modules(tensors).attentions == tuple(modules)
