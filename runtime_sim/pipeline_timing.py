@@ -2,7 +2,8 @@
 
 A step goes through the stages one after the other, so its time is their sum and that of the sends.
 Stages work on different steps at the same time, so the slowest one says how many there are in a
-second. What a stage loads again at its beginning counts as one transfer after the other.
+second; those of one card then share its HBM. What a stage loads again at its beginning counts as
+one transfer after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..backend_rngd.isa.cost import dma_cost
 from ..backend_rngd.isa.instructions import Context, Dma, Head, Side, Space
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import DmaPlan, plan_dma
-from .stages import reloaded, stages_of
+from .stages import Stage, reloaded, stages_of
 from .timing import ProgramTiming, time_program
 
 RUN_BYTES = 1 << 16
@@ -33,10 +34,12 @@ class StageTiming:
     sent_bytes: int
     """What it gets from the stage before."""
     send_cycles: int
+    busy_cycles: int
+    """From what it gets to its last result while the other stages of its card work too."""
 
     @property
     def cycles(self) -> int:
-        """From what it gets to its last result."""
+        """The same while they stand still."""
         return self.send_cycles + self.reload_cycles + self.timing.cycles
 
 
@@ -54,7 +57,7 @@ class PipelineTiming:
     @property
     def slowest_cycles(self) -> int:
         """Between two steps' results when the pipeline is full."""
-        return max(stage.cycles for stage in self.stages)
+        return max(stage.busy_cycles for stage in self.stages)
 
 
 def time_stages(
@@ -77,16 +80,27 @@ def time_stages(
     for number, stage in enumerate(stages):
         sizes = [piece.size for piece in stage.sends]
         across = number > 0 and cards[number] != cards[number - 1]
-        plans = [issued.plan for _, issued in reloaded(program, stage)]
-        costs = [
-            dma_cost(plan, machine, max(sharers, ranks)).total_cycles
-            for plan in plans
-            if isinstance(plan, DmaPlan)
-        ]
-        timing = time_program(program, machine, sharers=sharers, calls=stage.calls)
         send = send_cycles(sizes, ranks, machine, across_cards=across)
-        found.append(StageTiming(timing, sum(costs), sum(sizes), send))
+        alone = max(sharers, ranks)
+        timing, reload_cycles = _work(program, stage, machine, alone)
+        busy = send + reload_cycles + timing.cycles
+        together = sum(card == cards[number] for card in cards)
+        if together > 1:
+            busy_timing, busy_reload = _work(program, stage, machine, alone * together)
+            busy = send + busy_reload + busy_timing.cycles
+        found.append(StageTiming(timing, reload_cycles, sum(sizes), send, busy))
     return PipelineTiming(tuple(found))
+
+
+def _work(
+    program: Program, stage: Stage, machine: Machine, sharers: int
+) -> tuple[ProgramTiming, int]:
+    """A stage's calls, and the cycles of what it loads again before them."""
+    plans = [issued.plan for _, issued in reloaded(program, stage)]
+    reloads = [
+        dma_cost(plan, machine, sharers).total_cycles for plan in plans if isinstance(plan, DmaPlan)
+    ]
+    return time_program(program, machine, sharers=sharers, calls=stage.calls), sum(reloads)
 
 
 def send_cycles(sizes: Sequence[int], ranks: int, machine: Machine, *, across_cards: bool) -> int:

@@ -169,19 +169,21 @@ def test_stages_are_timed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ) -> Any:
         asked.append((starts, where))
         timing = timing_of(self.program(bucket), 300)
-        first = StageTiming(timing, reload_cycles=0, sent_bytes=0, send_cycles=0)
-        return PipelineTiming((first, StageTiming(timing, 20, sent_bytes=4096, send_cycles=80)))
+        first = StageTiming(timing, reload_cycles=0, sent_bytes=0, send_cycles=0, busy_cycles=0)
+        second = StageTiming(timing, 20, sent_bytes=4096, send_cycles=80, busy_cycles=450)
+        return PipelineTiming((first, second))
 
     monkeypatch.setattr(Artifact, "stage_timing", stage_timing)
     monkeypatch.setattr(profile_module, "starts_after_layers", lambda program, blocks: blocks)
     options = ("--bucket", "decode:4,32", "--num-blocks-per-pp-stage", "1,3")
     devices = ("--devices", "npu:1:4,npu:2:0")
     found = json.loads(run(tmp_path, *options, *devices, "--json")[1])["buckets"][0]["pipeline"]
-    assert (found["cycles"], found["interval_cycles"]) == (700, 400)
+    assert (found["cycles"], found["interval_cycles"]) == (700, 450)
     assert found["stages"][1] == {
         "devices": "npu:2:0",
         "blocks": 3,
         "cycles": 400,
+        "busy_cycles": 450,
         "sent_bytes": 4096,
         "send_cycles": 80,
         "reload_cycles": 20,
@@ -190,7 +192,7 @@ def test_stages_are_timed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked == [([1, 3], {"sharers": 1, "cards": [1, 2]})]
     _, stdout, _ = run(tmp_path, *options)
     assert cells(stdout, "npu:1:0") == ["npu:1:0", "3", "400", "57.1%", "4,096", "80"]
-    assert "a step takes 700 cycles, the next can follow after 400" in stdout
+    assert "a step takes 700 cycles, the next can follow after 450" in stdout
 
 
 def test_tables_add_up_the_layers(tmp_path: Path) -> None:

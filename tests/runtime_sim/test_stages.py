@@ -28,7 +28,7 @@ from furiosa_llm.runtime_sim.device import Device
 from furiosa_llm.runtime_sim.pipeline_timing import send_cycles, time_stages
 from furiosa_llm.runtime_sim.timing import time_program
 
-BOOK = load_machine("book")
+BOOK, SILICON = load_machine("book"), load_machine("silicon")
 DECODE = Case(Decoder(Bucket.decode(2, 48), layers=3), (40, 7))
 CHUNKS = Case(Decoder(Bucket.prefill(1, 300), layers=2), (290,))
 """A prompt in two chunks: layers are cut at their attention."""
@@ -217,6 +217,22 @@ def test_stages_of_one_card_copy_in_hbm_and_others_use_pcie() -> None:
     pcie = BOOK.exchange.p2p_latency_cycles + -(-size // 30)
     assert near.stages[1].send_cycles < far.stages[1].send_cycles == pcie
     assert near.stages[2].send_cycles == far.stages[2].send_cycles
+
+
+def test_busy_stages_of_one_card_share_its_hbm() -> None:
+    program = program_of(DECODE)
+    starts = starts_of(program)[:2]
+    near, far = (
+        time_stages(program, SILICON, starts, sharers=4, cards=cards) for cards in ((0, 0, 1), ())
+    )
+    assert [stage.busy_cycles for stage in far.stages] == [stage.cycles for stage in far.stages]
+    first, second, third = near.stages
+    assert first.busy_cycles > first.cycles == far.stages[0].cycles
+    assert second.busy_cycles > second.cycles
+    assert third.busy_cycles == third.cycles
+    shared = time_program(program, SILICON, sharers=8, calls=range(starts[0]))
+    assert first.busy_cycles == shared.cycles
+    assert near.slowest_cycles == max(stage.busy_cycles for stage in near.stages)
 
 
 def test_sends_cost_what_the_documents_say() -> None:
