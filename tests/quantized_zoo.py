@@ -117,7 +117,7 @@ def write_autofp8(directory: Path, *, cache: bool = False, **overrides: Any) -> 
         scale = tensor.float().abs().amax() / E4M3_MAX
         codes = (tensor.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
         tensors = {name: codes, f"{module}.weight_scale": scale}
-        tensors[f"{module}.input_scale"] = torch.tensor([0.02])
+        tensors[f"{module}.input_scale"] = torch.tensor(0.02)
         if cache and module.endswith("k_proj"):
             attention = module.removesuffix(".k_proj")
             tensors[f"{attention}.kv_scale"] = torch.tensor(0.03)

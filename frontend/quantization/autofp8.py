@@ -31,6 +31,7 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
         config_file=config.file,
         scheme_of=lambda module: None if excluded_by_globs(module, ignored) else SCHEME,
         caches_quantized=_caches_are_quantized(config, checkpoint),
+        cache_scales=("kv_scale", "kv_scale"),
     )
     return assemble(checkpoint, rules)
 

@@ -61,11 +61,14 @@ def scale_like(
     grid: tuple[int, int],
     dtype: ScaleDtype,
 ) -> TensorInfo:
-    """A scale as the format's library writes it: compressed-tensors keeps a dimension more."""
+    """A scale as the format's library writes it: compressed-tensors keeps a dimension more, and
+    ModelOpt keeps those of a block, unless there is only one."""
     keeps = format == "compressed-tensors"
-    shapes: Mapping[Granularity, tuple[int, ...]] = {
+    shapes: dict[Granularity, tuple[int, ...]] = {
         "tensor": (1,) if keeps else (),
         "channel": grid if keeps else (grid[0],),
     }
+    if format == "modelopt":
+        shapes["block"] = () if grid == (1, 1) else (grid[0], 1, grid[1], 1)
     shape = shapes.get(granularity, grid)
     return TensorInfo(name, shape, SCALE_TYPES[dtype], STORED_NAMES[SCALE_TYPES[dtype]])

@@ -12,6 +12,7 @@ from ...models.quantization import Quantization
 from ..checkpoint import Checkpoint
 from . import autofp8, compressed_tensors, fine_grained, modelopt
 from .config_fields import ConfigFields
+from .declared import DeclaredTensors
 from .modules import SCALES_OF_QUANTIZERS, is_quantized
 from .refused import holds_integers, refused_schemes
 
@@ -93,9 +94,14 @@ def _reader_of(method: str, config: ConfigFields, checkpoint: Checkpoint) -> Rea
 
 
 def _is_fine_grained(config: ConfigFields, checkpoint: Checkpoint) -> bool:
-    """AutoFP8 has no blocks, and it calls its scales `weight_scale`."""
+    """AutoFP8 has no blocks, and it calls its scales `weight_scale`.
+
+    Where there are no scales yet, transformers is known by the field, which it writes in any case.
+    """
     if config.block_size("weight_block_size") is not None:
         return True
+    if isinstance(checkpoint, DeclaredTensors):
+        return "weight_block_size" in config.fields
     return not any(name.endswith(".weight_scale") for name in checkpoint.tensors)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
 import pytest
 
 from furiosa_llm.errors import CompileError
 from furiosa_llm.frontend.parameters import ParameterSpec
 from furiosa_llm.frontend.quantization.declared import DeclaredTensors
 from furiosa_llm.frontend.quantization.reader import read_quantization
-from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsCheckpoint
+from furiosa_llm.frontend.safetensors_checkpoint import DTYPES, SafetensorsCheckpoint
 
 Zoo = Callable[[str], Path]
 
@@ -21,8 +20,14 @@ KINDS = (
     "ct-tensor",
     "ct-channel",
     "ct-block",
+    "ct-group",
+    "ct-partial",
+    "ct-fused",
+    "ct-tied",
     "fine-grained",
     "fine-grained-e8m0",
+    "autofp8",
+    "autofp8-kv",
     "modelopt-fp8",
     "modelopt-fp8_kv",
     "modelopt-per_channel_per_token",
@@ -32,7 +37,7 @@ KINDS = (
 def declared(checkpoint: SafetensorsCheckpoint) -> DeclaredTensors:
     """What the model of this checkpoint declares: its tensors but for scales, in bf16."""
     specs = [
-        ParameterSpec(info.name, info.shape, np.dtype(ml_dtypes.bfloat16))
+        ParameterSpec(info.name, info.shape, DTYPES["BF16"])
         for info in checkpoint.tensors.values()
         if info.name.endswith(".weight")
     ]
@@ -47,9 +52,20 @@ def test_what_is_expected_is_what_the_library_writes(quantized: Zoo, kind: str) 
     assert read_quantization(quantized(kind), declared(checkpoint)) == real
 
 
+def test_blocks_of_modelopt_have_the_usual_size(tmp_path: Path) -> None:
+    """No config says it; the shapes have the form that the library gave `modelopt-block`."""
+    config = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    shapes = {"a.weight": (200, 300), "b.weight": (128, 128)}
+    specs = [ParameterSpec(name, shape, DTYPES["BF16"]) for name, shape in shapes.items()]
+    found = read_quantization(tmp_path, DeclaredTensors.of("model", specs))
+    assert found is not None
+    assert [linear.scale.shape for linear in found.linears] == [(2, 1, 3, 1), ()]
+
+
 def test_a_model_that_is_not_quantised_has_no_description(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    spec = ParameterSpec("a.weight", (4, 4), np.dtype(ml_dtypes.bfloat16))
+    spec = ParameterSpec("a.weight", (4, 4), DTYPES["BF16"])
     assert read_quantization(tmp_path, DeclaredTensors.of("model", [spec])) is None
 
 
