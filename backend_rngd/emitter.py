@@ -273,15 +273,19 @@ class Emitter:
         group: int = 0,
         generate: Generate | None = None,
     ) -> None:
-        """One pass. `dtype` is that of the fetched tensors, `out_dtype` of what is committed."""
+        """One pass. `dtype` is that of the fetched tensors, `out_dtype` of what is committed.
+
+        What codes are looked up as is the type in the register file, too.
+        """
+        streamed = stream.lookup or dtype
         command = Exec(
             head=Head(context),
             counters=tuple(c for c in counters if c.n > 1),
             a=Port(a.offset if a else 0, dtype),
             b=Port(b.offset, dtype) if b else Port(),
-            trf=Port(trf.offset, dtype) if trf else Port(),
+            trf=Port(trf.offset, streamed) if trf else Port(),
             vrf=Port(vrf.offset, DType.F32) if vrf else Port(),
-            commit_port=Port(out.offset, out_dtype or dtype),
+            commit_port=Port(out.offset, out_dtype or streamed),
             stream=stream,
             commit=commit,
             switch=switch,

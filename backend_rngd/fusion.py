@@ -15,15 +15,16 @@ from xdsl.ir import Block, Operation, SSAValue
 from ..ir import dist, nn, paged
 from ..ir.types import shape_of
 from .kernels.elementwise import UNARY
+from .value_uses import Linear
 
 
 @dataclass(frozen=True)
 class Gated:
     """`parts` in program order, the last one is the product of both."""
 
-    gate: nn.LinearOp
+    gate: Linear
     activation: Operation
-    up: nn.LinearOp
+    up: Linear
     parts: tuple[Operation, ...]
 
 
@@ -31,7 +32,7 @@ class Gated:
 class Residual:
     """A product, what is added to it, and the sum."""
 
-    linear: nn.LinearOp
+    linear: Linear
     other: SSAValue
     parts: tuple[Operation, ...]
 
@@ -79,7 +80,7 @@ def _gated(op: nn.MulOp, order: dict[Operation, int]) -> Gated | None:
         if not isinstance(activation, nn.UnaryOp) or activation.name not in UNARY:
             continue
         gate, other = activation.x.owner, up.owner
-        if not (isinstance(gate, nn.LinearOp) and isinstance(other, nn.LinearOp)):
+        if not (isinstance(gate, Linear) and isinstance(other, Linear)):
             continue
         alone = all(_read_once(value) for value in (active, up, activation.x))
         same = gate.x == other.x and shape_of(gate.y) == shape_of(other.y)
@@ -94,13 +95,13 @@ def _residual(op: nn.AddOp, order: dict[Operation, int]) -> Residual | ReducedRe
     sides = [(op.a, op.b), (op.b, op.a)]
     for value, other in sides:
         first = value.owner
-        if not isinstance(first, nn.LinearOp | dist.AllReduceOp) or not _read_once(value):
+        if not isinstance(first, Linear | dist.AllReduceOp) or not _read_once(value):
             continue
         if shape_of(value) == shape_of(other) and value is not other:
             earlier = other.owner
             if isinstance(earlier, Operation) and order.get(earlier, 0) > order[first]:
                 continue  # the residual would not be there yet
-            if isinstance(first, nn.LinearOp):
+            if isinstance(first, Linear):
                 return Residual(first, other, (first, op))
             return ReducedResidual(first, other, (first, op))
     return None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from xdsl.dialects import func
 from xdsl.ir import Operation, SSAValue
 
-from ..ir import dist, nn, paged
+from ..ir import dist, nn, paged, quant
 from ..ir.types import shape_of
 from .isa.layout import FeatureOrder, features_per_slice, plain
 from .isa.rules import SLICES_PER_PE
@@ -46,7 +46,7 @@ def _suits(
         return orders.get(value) or plain(shape_of(value)[-1])
 
     match op:
-        case nn.LinearOp():
+        case nn.LinearOp() | quant.LinearOp():
             return divides(order(op.x), RING) and _holds(op.y, order(op.y), own)
         case nn.RmsNormOp():
             return _slices_used(order(op.x)) % RING == 0 and len(shape_of(op.x)) == TOKENS_RANK

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from ..ir import dist, nn, paged
+from ..ir import dist, nn, paged, quant
 from ..ir.types import dtype_of, f32, shape_of
 from .block_needs import (
     Argument,
@@ -37,6 +37,7 @@ from .fusion import (
 )
 from .isa.dtypes import DType
 from .isa.layout import (
+    WEIGHT_TYPES,
     FeatureOrder,
     KeyIndex,
     Layout,
@@ -64,6 +65,7 @@ from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
 from .kernels.vocabulary import local_rows
+from .lower_quant import scale_names, scales_of, weight_dtype
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
@@ -71,6 +73,7 @@ from .tiling_search import ProductKey, predict, runner_up, search
 from .tokens import INDEX_BYTES, WORD_BYTES, Chunk, TokenShape
 from .value_uses import (
     HEADS_RANK,
+    Linear,
     feature_orders,
     is_last_use,
     is_read_by_heads,
@@ -223,7 +226,7 @@ class BlockLowering:
         match op:
             case nn.EmbeddingOp():
                 self.values[op.y] = self._embedding(op)
-            case nn.LinearOp():
+            case nn.LinearOp() | quant.LinearOp():
                 self.values[op.y] = self._linear(op)
             case nn.RmsNormOp():
                 self.values[op.y] = self._rms_norm(op)
@@ -384,7 +387,7 @@ class BlockLowering:
         dtype = self._dtype_of(value)
         return self.emit.activation(order, tokens, "product", dtype, self.groups)
 
-    def _linear(self, op: nn.LinearOp) -> Activation:
+    def _linear(self, op: Linear) -> Activation:
         product = self._product(op, self._key(op), self._output(op))
         linear(product)
         return product.y
@@ -479,7 +482,7 @@ class BlockLowering:
 
         return self.emit.fetched_activation(x, fetch, split=parked)
 
-    def _key(self, op: nn.LinearOp) -> ProductKey:
+    def _key(self, op: Linear) -> ProductKey:
         x = self._of(op.x)
         return ProductKey(
             x.order,
@@ -487,20 +490,22 @@ class BlockLowering:
             x.tokens,
             self._dtype_of(op.y),
             op.bias is not None,
+            weight_dtype=weight_dtype(op),
+            scales=scale_names(op),
             may_repeat=is_read_by_heads(op.y),
             groups=self.groups,
         )
 
-    def _order_of(self, op: nn.LinearOp) -> FeatureOrder:
+    def _order_of(self, op: Linear) -> FeatureOrder:
         return self.orders.get(op.y) or plain(shape_of(op.w)[0])
 
     def _dtype_of(self, value: SSAValue) -> DType:
         return DType.F32 if value in self.wide or dtype_of(value) == f32 else DType.BF16
 
-    def _output(self, op: nn.LinearOp) -> Activation:
+    def _output(self, op: Linear) -> Activation:
         return self._room(op.y, self._order_of(op), self._of(op.x).tokens)
 
-    def _product(self, op: nn.LinearOp, key: ProductKey, y: Activation) -> Product:
+    def _product(self, op: Linear, key: ProductKey, y: Activation) -> Product:
         """The product, and the record of its tiling: the caller emits it and no other."""
         self.emit.location = op.location
         tiling = self._tiling(op, key)
@@ -514,14 +519,25 @@ class BlockLowering:
             per_slice=y.per_slice,
             k_padded=x.slices_read * x.per_slice,
             parts=tiling.k_split,
+            dtype=WEIGHT_TYPES[key.weight_dtype],
         )
         bias = None
         if op.bias is not None:
             bias = self.parameter(op.bias, VectorLayout(order=y.order, per_slice=y.per_slice))
         weight = self.parameter(op.w, layout)
         zeros = None if tiling.every_slice else self.need(Zeros(size=y.size_bytes))
-        make = product_type(tiling)
-        return make(self.emit, x, weight, y, tiling, bias, zeros=zeros, location=op.location)
+        return product_type(tiling)(
+            self.emit,
+            x,
+            weight,
+            y,
+            tiling,
+            bias,
+            zeros=zeros,
+            weight_dtype=key.weight_dtype,
+            scales=scales_of(op, y, self.parameter),
+            location=op.location,
+        )
 
     def _tiling(self, op: Operation, key: ProductKey) -> MatmulTiling:
         """The product's pin if there is one, else what the search finds. Raises: BCK006."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, SSAValue
 
-from ..ir import dist, nn, paged
+from ..ir import dist, nn, paged, quant
 from ..ir import provenance as locations
 from ..ir.types import shape_of
 from .kernels import elementwise
@@ -23,6 +23,8 @@ def unsupported(body: Block) -> list[tuple[str, str]]:
 
 def _reason(op: Operation) -> str | None:
     match op:
+        case quant.LinearOp():
+            return _reason_of_codes(op)
         case nn.RopeOp():
             turning, head_dim = 2 * len(op.inv_freq.get_values()), shape_of(op.x)[-1]
             return None if turning == head_dim else f"only {turning} of {head_dim} features turn"
@@ -65,6 +67,15 @@ def _reason(op: Operation) -> str | None:
             return None
         case _:
             return "the backend has no kernel for it"
+
+
+def _reason_of_codes(op: quant.LinearOp) -> str | None:
+    (rows, columns), (_, k) = op.block, shape_of(op.w)
+    if columns < k:
+        return f"scales of blocks of {rows} x {columns} weights"
+    if op.x_scale is not None:
+        return "inputs that are codes"
+    return None
 
 
 def is_scalar(value: SSAValue) -> bool:

@@ -59,7 +59,7 @@ from .tokens import (
     TokenShape,
     chunks,
 )
-from .value_uses import feature_orders, module_of, parts_of_modules, segments
+from .value_uses import Linear, feature_orders, module_of, parts_of_modules, segments
 
 CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Tokens that a block works on at a time: the first number whose buffers fit."""
@@ -128,7 +128,7 @@ class _FunctionLowering:
         """The groups that pins ask for."""
         name, parts = self.function.sym_name.data, parts_of_modules(self.function.body.block)
         tokens = {part.count // GROUPS for part in self._parts_of_groups(segment)}
-        products = [op for op in segment if isinstance(op, nn.LinearOp)]
+        products = [op for op in segment if isinstance(op, Linear)]
         pins = [
             pinned(self.pins, ProductName(name, module_of(op), parts.get(op, 0), count))
             for op in products

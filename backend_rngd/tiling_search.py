@@ -19,15 +19,17 @@ from .isa.cost import dma_cost, exec_cost
 from .isa.cost_exchange import message_cycles
 from .isa.dtypes import DType
 from .isa.instructions import Context, Dma, Exec, Sink
-from .isa.layout import FeatureOrder
+from .isa.layout import CHUNK, FeatureOrder
 from .isa.machine import Machine
 from .isa.plan import Memory, plan_dma, plan_exec
-from .isa.rules import TRF_BYTES
+from .isa.rules import TRF_BYTES, VRF_BYTES
 from .kernels.linear import (
     CHUNK_BYTES,
     GROUP,
+    NUMBER_BYTES,
     TILE_FEATURES,
     MatmulShape,
+    Scales,
     group_chunks,
     linear,
     shape_of_product,
@@ -56,6 +58,9 @@ class ProductKey:
     dtype: DType = DType.BF16
     bias: bool = False
     residual: bool = False
+    weight_dtype: DType = DType.BF16
+    scales: frozenset[str] = frozenset()
+    """Names of the `Scales` that it has."""
     may_repeat: bool = False
     """Whether slices without features may hold copies of others."""
     groups: int = 1
@@ -65,7 +70,7 @@ class ProductKey:
     def shape(self) -> MatmulShape:
         x = ActivationShape(self.x, self.tokens, groups=self.groups)
         y = ActivationShape(self.out, self.tokens, self.dtype, self.groups)
-        return shape_of_product(x, y, self.may_repeat)
+        return shape_of_product(x, y, self.weight_dtype, self.may_repeat)
 
 
 def search(key: ProductKey, machine: Machine) -> MatmulTiling:
@@ -116,6 +121,7 @@ def candidates(shape: MatmulShape) -> Iterator[MatmulTiling]:
 
 def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
     row_bytes = shape.k // parts * 2
+    stored_bytes = shape.weight_dtype.bytes_for(shape.k // parts)
     sizes = [size for size in (16, 8, 4, 2, 1) if size * row_bytes <= TRF_BYTES]
     if shape.tokens > MOST_STREAMED_TOKENS:
         return
@@ -123,7 +129,7 @@ def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
     tokens = [*enough[-1:], *[size for size in sizes if size < shape.tokens][:2]]
     slices = [True] if parts > 1 or shape.slices_read == 64 else [False, True]
     for size in tokens:
-        for rows in _row_counts(shape.per_slice, row_bytes, 4):
+        for rows in _row_counts(shape.per_slice, stored_bytes, 4):
             for every in slices:
                 yield MatmulTiling(
                     Role.WEIGHTS,
@@ -139,7 +145,8 @@ def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
 
 def _row_counts(per_slice: int, row_bytes: int, least: int) -> list[int]:
     """Rows of a load, at least `least`: equal parts of a slice's rows, or the sizes of loads."""
-    most = LOAD_BYTES[0] // row_bytes
+    # Scales of a load's rows stand in half of the VRF.
+    most = min(LOAD_BYTES[0] // row_bytes, VRF_BYTES // 8)
     equal = [-(-per_slice // loads) for loads in range(1, MOST_EQUAL_LOADS + 1)]
     equal.append(per_slice * 3 // 4)  # a short load at the end
     sized = [size // row_bytes for size in LOAD_BYTES]
@@ -159,13 +166,14 @@ def _tokens_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
     base = MatmulTiling(
         Role.TOKENS, shape.tokens, TILE_FEATURES, TILE_FEATURES, command, command, parts
     )
-    tile_bytes = TILE_FEATURES * shape.k_chunks * chunk_bytes
+    chunk_stored = shape.weight_dtype.bytes_for(shape.k_slices // parts * CHUNK)
+    tile_bytes = TILE_FEATURES * shape.k_chunks * chunk_stored
     if tile_bytes <= LOAD_BYTES[0]:
         for rows in _row_counts(shape.per_slice, tile_bytes // TILE_FEATURES, TILE_FEATURES):
             yield replace(base, load_rows=rows, load_chunks=shape.k_chunks)
     for times in (1, 2, 4):
         if command * times < shape.k_chunks:
-            if TILE_FEATURES * command * times * chunk_bytes <= LOAD_BYTES[0]:
+            if TILE_FEATURES * command * times * chunk_stored <= LOAD_BYTES[0]:
                 yield replace(base, load_chunks=command * times)
 
 
@@ -196,7 +204,9 @@ def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
     """What the commands of a tiling cost, as far as they overlap."""
     block = Block()
     emit = Emitter(block)
-    weight, vector, zeros = (Ref(block.insert_arg(BufferType(Memory.HBM, 0), i)) for i in range(3))
+    weight, vector, zeros, scale = (
+        Ref(block.insert_arg(BufferType(Memory.HBM, 0), i)) for i in range(4)
+    )
     x = emit.activation(key.x, key.tokens, "x", groups=key.groups)
     residual = emit.activation(key.out, key.tokens, "residual", groups=key.groups)
     product = product_type(tiling)(
@@ -208,9 +218,21 @@ def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
         bias=vector if key.bias else None,
         residual=residual if key.residual else None,
         zeros=zeros,
+        weight_dtype=key.weight_dtype,
+        scales=_scales(emit, key, scale) if key.scales else None,
     )
     linear(product)
     return block_cycles(block, machine)
+
+
+def _scales(emit: Emitter, key: ProductKey, weight: Ref) -> Scales:
+    """As the key names them; nothing has to be waited for."""
+    tokens = emit.alloc(Memory.DM, NUMBER_BYTES * key.tokens, "token_scales")
+    return Scales(
+        weight,
+        number=tokens if "number" in key.scales else None,
+        tokens=tokens if "tokens" in key.scales else None,
+    )
 
 
 def block_cycles(block: Block, machine: Machine, ranks: int = 1) -> Cycles:

@@ -7,11 +7,13 @@ from itertools import pairwise
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, SSAValue
 
-from ..ir import nn, paged, provenance
+from ..ir import nn, paged, provenance, quant
 from ..ir.types import shape_of
 from .isa.layout import FeatureOrder, heads
 from .tokens import Chunk, TokenShape
 
+Linear = nn.LinearOp | quant.LinearOp
+"""Products of an activation and a weight."""
 HEADS_RANK = 4
 """Dims of a tensor of heads: [B, T, heads, head_dim]."""
 
@@ -43,7 +45,7 @@ def feature_orders(body: Block) -> dict[SSAValue, FeatureOrder]:
             case paged.AttentionOp():
                 if not isinstance(op.q.owner, nn.RopeOp):
                     ask(op.q, rotary=False)
-            case _ if op.results and op.results[0] in asked and not isinstance(op, nn.LinearOp):
+            case _ if op.results and op.results[0] in asked and not isinstance(op, Linear):
                 for operand in op.operands:
                     if shape_of(operand)[-1] == shape_of(op.results[0])[-1] or _is_view(op):
                         asked.setdefault(operand, asked[op.results[0]])
@@ -60,7 +62,7 @@ def wide_values(body: Block, logits: frozenset[int]) -> set[SSAValue]:
     for op in reversed(list(body.ops)):
         if isinstance(op, func.ReturnOp):
             wide |= {op.operands[i] for i in logits}
-        elif op.results and op.results[0] in wide and not isinstance(op, nn.LinearOp):
+        elif op.results and op.results[0] in wide and not isinstance(op, Linear):
             wide |= set(op.operands)
     return wide
 
@@ -68,7 +70,7 @@ def wide_values(body: Block, logits: frozenset[int]) -> set[SSAValue]:
 def useful_macs(op: Operation, shape: TokenShape, chunk: Chunk) -> int:
     """Products that an operator needs for the chunk's own tokens, without any padding."""
     match op:
-        case nn.LinearOp():
+        case nn.LinearOp() | quant.LinearOp():
             n, k = shape_of(op.w)
             last_only = shape_of(op.x)[1] == 1
             tokens = 1 if last_only else len(shape.own_tokens(chunk))
@@ -102,7 +104,7 @@ def module_of(op: Operation) -> str:
 
 def parts_of_modules(body: Block) -> dict[Operation, int]:
     """Numbers of the products whose module has several, in the order of the function."""
-    products = [op for op in body.ops if isinstance(op, nn.LinearOp)]
+    products = [op for op in body.ops if isinstance(op, Linear)]
     modules = [module_of(op) for op in products]
     return {
         op: modules[: i + 1].count(module)

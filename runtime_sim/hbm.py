@@ -15,7 +15,15 @@ import numpy as np
 
 from .. import errors
 from ..backend_rngd.isa.container import Relocation
-from ..backend_rngd.isa.layout import Derived, RankNumbers, RowTableLayout
+from ..backend_rngd.isa.dtypes import DType
+from ..backend_rngd.isa.layout import (
+    Derived,
+    Layout,
+    RankNumbers,
+    RowsLayout,
+    RowTableLayout,
+    ScaleLayout,
+)
 from . import numerics
 
 Array = np.ndarray
@@ -126,12 +134,12 @@ class Parameter(Region):
         return _as_rows(r.layout.place(rows))
 
     def _tensor(self) -> Array:
-        """The part of the tensor that the program uses on this rank, bf16."""
+        """The part of the tensor that the program uses on this rank, in the layout's type."""
         r = self.relocation
         whole = self._whole()
         own = whole if r.cut is None else r.cut.take(whole, self.rank)
         part = own[tuple(slice(b, e) for b, e in zip(r.begin, r.end, strict=True))]
-        return _as_bf16(part, r.tensor)
+        return _as_placed(np.asarray(part), r.layout, r.tensor)
 
     def _whole(self) -> Array:
         """The checkpoint's tensor. Raises: SIM021, SIM022."""
@@ -173,6 +181,26 @@ class PlacedRoom:
     def clear_large(self) -> None:
         """Forget what can be placed again."""
         self._large.clear()
+
+
+FLOAT_TYPES = (ml_dtypes.bfloat16, np.float16, np.float32, ml_dtypes.float8_e8m0fnu)
+"""Types that scales are stored in."""
+
+
+def _as_placed(tensor: Array, layout: Layout, name: str) -> Array:
+    """A tensor as its layout takes it: codes and scales as they are stored, the rest as bf16."""
+    if isinstance(layout, ScaleLayout):
+        if tensor.dtype not in FLOAT_TYPES:
+            problem = f"dtype {tensor.dtype}, the program expects a scale in floats"
+            raise errors.parameter_mismatch(name, problem)
+        return tensor
+    if isinstance(layout, RowsLayout) and layout.element_type != DType.BF16:
+        wanted = layout.element_type.numpy
+        if tensor.dtype != wanted:
+            problem = f"dtype {tensor.dtype}, the program expects {wanted}"
+            raise errors.parameter_mismatch(name, problem)
+        return tensor
+    return _as_bf16(tensor, name)
 
 
 def _as_bf16(tensor: Array, name: str) -> Array:

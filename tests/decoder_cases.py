@@ -23,7 +23,8 @@ from small_decoder import Decoder
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.layout import heads
 from furiosa_llm.backend_rngd.isa.ordering import check_order
-from furiosa_llm.ir.interpreter import run
+from furiosa_llm.ir.interpreter import TORCH_DTYPES, run
+from furiosa_llm.ir.types import dtype_of
 from furiosa_llm.runtime_sim.device import Device
 
 Array = np.ndarray[Any, Any]
@@ -69,7 +70,8 @@ def reference(case: Case) -> Array:
     weights = case.decoder.weights()
 
     def parameter(name: str) -> torch.Tensor:
-        return torch.from_numpy(weights[name].astype(np.float32)).to(torch.bfloat16)
+        wide = torch.from_numpy(weights[name].astype(np.float32))
+        return wide.to(TORCH_DTYPES[dtype_of(case.decoder.type_of(name))])
 
     inputs = [torch.from_numpy(value) for value in case.inputs().values()]
     module = case.decoder.module()

@@ -8,7 +8,8 @@ of each bound for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,20 @@ class Approx:
         size = self.size @ np.abs(w).T + sum(np.abs(a) for a in addends)
         lost = gamma(w.shape[1] - 1 + len(addends)) * size
         return Approx(self.value @ w.T + sum(addends), self.error @ np.abs(w).T + lost)
+
+    def scaled_linear(
+        self, w: Array, scales: Sequence[Array], multiplications: int, *addends: Array
+    ) -> Approx:
+        """(x · wᵀ) · scales + addends, not yet rounded: x and w as in `linear`, scales [M, N].
+
+        The sum may be multiplied in parts, and scales by each other before: every term is rounded
+        by `multiplications` more.
+        """
+        scale = math.prod(scales)
+        size = self.size @ np.abs(w).T * np.abs(scale) + sum(np.abs(a) for a in addends)
+        lost = gamma(w.shape[1] - 1 + len(addends) + multiplications) * size
+        error = self.error @ np.abs(w).T * np.abs(scale)
+        return Approx(self.value @ w.T * scale + sum(addends), error + lost + LEAST)
 
     def apply(self, op: Op, function: Callable[[Array], Array]) -> Approx:
         """A monotone function of the vector engine."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -16,17 +17,21 @@ from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
 from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.container import Relocation, TensorIo
 from furiosa_llm.backend_rngd.isa.layout import (
+    WEIGHT_TYPES,
     FeatureOrder,
     Layout,
     RowsLayout,
+    ScaleLayout,
     VectorLayout,
     Zeros,
     features_per_slice,
+    one_number,
 )
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
-from furiosa_llm.backend_rngd.kernels.linear import linear
+from furiosa_llm.backend_rngd.kernels.linear import Scales, linear
 from furiosa_llm.backend_rngd.kernels.linear_groups import product_type
+from furiosa_llm.backend_rngd.kernels.rescale import load_number
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
 from furiosa_llm.backend_rngd.tile import TilePass
@@ -39,10 +44,28 @@ Array = np.ndarray[Any, Any]
 SLICES = 64
 
 
+@dataclass(frozen=True)
+class Multipliers:
+    """Of features [N] and of everything (), as stored; of tokens [M], f32."""
+
+    weight: Array
+    number: Array
+    tokens: Array
+
+
 def run_product(
-    key: ProductKey, tiling: MatmulTiling, x: Array, w: Array, bias: Array, residual: Array
+    key: ProductKey,
+    tiling: MatmulTiling,
+    x: Array,
+    w: Array,
+    bias: Array,
+    residual: Array,
+    scales: Multipliers | None = None,
 ) -> Array:
-    """y [M, N] as f32, M of all groups; x [M, K], w [N, K], bias [N], residual [M, N] are bf16."""
+    """y [M, N] as f32, M of all groups; x [M, K], bias [N], residual [M, N] are bf16.
+
+    w [N, K] is of the key's type.
+    """
     module = ModuleOp([])
     module.body.block.add_op(ProgramOp("decode:1,8"))
     per_slice = features_per_slice(key.out)
@@ -54,10 +77,21 @@ def run_product(
             per_slice=per_slice,
             k_padded=key.shape.k,
             parts=key.shape.parts,
+            dtype=WEIGHT_TYPES[key.weight_dtype],
         ),
         "bias": VectorLayout(order=key.out, per_slice=per_slice),
     }
     tensors = {"w": w, "bias": bias}
+    inputs = {"x": _spread(x, key.x), "residual": _spread(residual, key.out)}
+    extra = []
+    if scales is not None:
+        shape = scales.weight.shape
+        layouts["scale"] = ScaleLayout(order=key.out, per_slice=per_slice, shape=shape, rows=1)
+        layouts["number"] = one_number(scales.number.shape)
+        tensors |= {"scale": scales.weight, "number": scales.number}
+        inputs["tokens"] = np.repeat(scales.tokens[:, None], 2, axis=1)
+        table = TensorIo(name="tokens", dtype="f32", shape=(rows, 2), element_bytes=4, row_bytes=8)
+        extra = [HbmRegion(name="tokens", input=table)]
     regions = [
         HbmRegion(name="x", input=_hidden("x", key.x, rows, "bf16")),
         HbmRegion(name="residual", input=_hidden("residual", key.out, rows, "bf16")),
@@ -76,10 +110,12 @@ def run_product(
         ),
         HbmRegion(name="zeros", derived=Zeros(size=4 * rows * per_slice)),
         HbmRegion(name="y", output=_hidden("y", key.out, rows, key.dtype.name.lower())),
+        *extra,
     ]
     ops = [RegionOp(r.name, content_attribute(r)) for r in regions]
     block = Block(arg_types=[BufferType(Memory.HBM, 0)] * len(ops))
-    _emit(Emitter(block), key, tiling, *(Ref(argument) for argument in block.args))
+    refs = {r.name: Ref(argument) for r, argument in zip(regions, block.args, strict=True)}
+    _emit(Emitter(block), key, tiling, refs)
     for op in ops:
         module.body.block.add_op(op)
     module.body.block.add_op(BlockOp("product", Region(block)))
@@ -91,7 +127,6 @@ def run_product(
     check_order(program)
     device = Device()
     device.load(program, tensors.__getitem__)
-    inputs = {"x": _spread(x, key.x), "residual": _spread(residual, key.out)}
     return _gathered(device.execute(program, inputs)["y"], key.out)
 
 
@@ -99,22 +134,20 @@ def _emit(
     emit: Emitter,
     key: ProductKey,
     tiling: MatmulTiling,
-    x: Ref,
-    residual: Ref,
-    w: Ref,
-    bias: Ref,
-    zeros: Ref,
-    y: Ref,
+    refs: Mapping[str, Ref],
 ) -> None:
+    y, zeros = refs["y"], refs["zeros"]
     product = product_type(tiling)(
         emit,
-        _loaded(emit, x, key.x, key),
-        w,
+        _loaded(emit, refs["x"], key.x, key),
+        refs["w"],
         emit.activation(key.out, key.tokens, "y", key.dtype, key.groups),
         tiling,
-        bias=bias if key.bias else None,
-        residual=_loaded(emit, residual, key.out, key) if key.residual else None,
+        bias=refs["bias"] if key.bias else None,
+        residual=_loaded(emit, refs["residual"], key.out, key) if key.residual else None,
         zeros=zeros,
+        weight_dtype=key.weight_dtype,
+        scales=_scales(emit, key, refs) if key.scales else None,
     )
     linear(product)
     for loops, run, inside, outside in _group_runs(product.y):
@@ -128,6 +161,19 @@ def _emit(
         emit.dma(
             [(rest, SLICE_ADDRESS_BYTES, size)], size, buffer, y.at(product.y.slices_used * size)
         )
+
+
+def _scales(emit: Emitter, key: ProductKey, refs: Mapping[str, Ref]) -> Scales:
+    size, ring = 8 * key.tokens, SLICES // key.groups
+    tokens = emit.alloc(Memory.DM, size, "token_scales")
+    loops = [(key.groups, size, ring * SLICE_ADDRESS_BYTES), (ring, 0, SLICE_ADDRESS_BYTES)]
+    emit.dma(loops, size, refs["tokens"], tokens)
+    number = load_number(emit, refs["number"])
+    return Scales(
+        refs["scale"],
+        number if "number" in key.scales else None,
+        tokens if "tokens" in key.scales else None,
+    )
 
 
 def _loaded(emit: Emitter, source: Ref, order: FeatureOrder, key: ProductKey) -> Activation:

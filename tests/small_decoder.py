@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -18,11 +18,31 @@ from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.place import PlacePass
 from furiosa_llm.backend_rngd.rngd import AllocOp
-from furiosa_llm.ir import nn, paged, provenance
-from furiosa_llm.ir.types import tensor
+from furiosa_llm.ir import nn, paged, provenance, quant
+from furiosa_llm.ir.nn_parameters import NUMPY_DTYPES
+from furiosa_llm.ir.types import AnyTensor, f8e4m3, f32, shape_of, tensor
 from furiosa_llm.models.config_types import Bucket
 
+Array = np.ndarray[Any, Any]
 Body = Callable[[Block], list[SSAValue]]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a decoder's linear layers are quantised, all of them alike."""
+
+    weights: Literal["tensor", "channel"] = "channel"
+    inputs: Literal["none", "tensor", "token"] = "none"
+    scale_dtype: Attribute = bf16
+    rank: int = 2
+    """Dims of the scales of channels: [N] or [N, 1]."""
+
+    def scale_shape(self, weight: tuple[int, ...]) -> tuple[int, ...]:
+        return () if self.weights == "tensor" else (weight[0], 1)[: self.rank]
+
+
+CODES = np.dtype(ml_dtypes.float8_e4m3fn)
+LARGEST_CODE = 448.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,15 @@ class Decoder:
     bias: bool = False
     head_norms: bool = False
     last_token_only: bool = True
+    scheme: Scheme | None = None
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Weights of a block's linear layers."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        d, f = self.hidden, self.feed_forward
+        attention = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
+        return attention | {"gate": (f, d), "up": (f, d), "down": (d, f)}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -52,7 +81,22 @@ class Decoder:
             shapes |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
         if self.head_norms:
             shapes |= {"q_norm": (self.head_dim,), "k_norm": (self.head_dim,)}
+        if self.scheme is not None:
+            for name, weight in self.matrices.items():
+                shapes[f"{name}_scale"] = self.scheme.scale_shape(weight)
+                if self.scheme.inputs == "tensor":
+                    shapes[f"{name}_input_scale"] = (1,)
         return shapes
+
+    def type_of(self, name: str) -> AnyTensor:
+        """The type of a parameter, by its checkpoint name."""
+        last, shape = name.rpartition(".")[2], self.parameters[name]
+        if self.scheme is not None and last in self.matrices:
+            return tensor(shape, f8e4m3)
+        if last.endswith("_scale"):
+            assert self.scheme is not None
+            return tensor(shape, f32 if "input" in last else self.scheme.scale_dtype)
+        return tensor(shape, bf16)
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -63,13 +107,33 @@ class Decoder:
         return named
 
     def weights(self, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-        """bf16 weights of a sensible size, norms around one."""
+        """bf16 weights of a sensible size, norms around one; or codes and scales that say them."""
         rng = np.random.default_rng(seed)
         found = {}
         for name, shape in self.parameters.items():
-            scale = shape[-1] ** -0.5 if len(shape) == 2 else 0.1
-            values = rng.standard_normal(shape) * scale + ("norm" in name)
-            found[name] = values.astype(ml_dtypes.bfloat16)
+            if not name.endswith("_scale"):
+                scale = shape[-1] ** -0.5 if len(shape) == 2 else 0.1
+                values = rng.standard_normal(shape) * scale + ("norm" in name)
+                found[name] = values.astype(ml_dtypes.bfloat16)
+        if self.scheme is not None:
+            for layer in range(self.layers):
+                for name in self.matrices:
+                    found |= self._codes(self.scheme, f"{layer}.{name}", found, rng)
+        return found
+
+    def _codes(
+        self, scheme: Scheme, name: str, weights: dict[str, Array], rng: np.random.Generator
+    ) -> dict[str, Array]:
+        """The weight in codes, and its scales."""
+        wide = weights[name].astype(np.float64)
+        dims = 1 if scheme.weights == "channel" else None
+        dtype = NUMPY_DTYPES[scheme.scale_dtype]
+        scale = np.abs(wide).max(axis=dims, keepdims=True) / LARGEST_CODE
+        scale = np.asarray(scale, dtype)
+        codes = np.clip(wide / scale.astype(np.float64), -LARGEST_CODE, LARGEST_CODE).astype(CODES)
+        found = {name: codes, f"{name}_scale": scale.reshape(self.parameters[f"{name}_scale"])}
+        if scheme.inputs == "tensor":
+            found[f"{name}_input_scale"] = rng.uniform(0.005, 0.01, 1).astype(np.float32)
         return found
 
     def module(self) -> ModuleOp:
@@ -112,11 +176,11 @@ class _ModuleBuilder:
         self.inputs = [ids, ids, ids, table, tensor((self.batch,), i32)]
         self.hidden = tensor((self.batch, self.new, d.hidden), bf16)
         self.cache = paged.cache_type(d.kv_heads, d.head_dim, bf16)
-        for name, shape in d.parameters.items():
-            self.module.body.block.add_op(nn.ParameterOp(name, tensor(shape, bf16)))
+        for name in d.parameters:
+            self.module.body.block.add_op(nn.ParameterOp(name, d.type_of(name)))
         embed = tensor((d.vocabulary, d.hidden), bf16)
         norm = tensor((d.hidden,), bf16)
-        block = [tensor(shape, bf16) for shape in d.shapes.values()]
+        block = [d.type_of(f"0.{name}") for name in d.shapes]
         self._function("prologue", [ids, embed], self._prologue)
         self._function("block_0", [self.hidden, *self.inputs[1:], self.cache, *block], self._block)
         self._function("epilogue", [self.hidden, self.inputs[4], norm, embed], self._epilogue)
@@ -141,8 +205,11 @@ class _ModuleBuilder:
         w = dict(zip(d.shapes, block.args[6:], strict=True))
         x = _add(block, nn.RmsNormOp(h, w["norm"], eps=1e-5), "norm")
 
+        def linear(x: SSAValue, name: str, module: str) -> SSAValue:
+            return self._linear(block, w, x, name, f"{module}.{name}")
+
         def project(name: str, heads: int) -> SSAValue:
-            y = _add(block, nn.LinearOp(x, w[name], w.get(f"{name}_bias")), f"attn.{name}")
+            y = linear(x, name, "attn")
             y = _add(block, nn.ReshapeOp(y, (self.batch, self.new, heads, d.head_dim)), "attn")
             if f"{name}_norm" in w:
                 y = _add(block, nn.RmsNormOp(y, w[f"{name}_norm"], eps=1e-6), f"attn.{name}_norm")
@@ -161,12 +228,31 @@ class _ModuleBuilder:
         op = paged.AttentionOp(q, cache, table, lengths, positions, scale=scale)
         y = _add(block, op, "attn")
         y = _add(block, nn.ReshapeOp(y, (self.batch, self.new, d.heads * d.head_dim)), "attn")
-        h = _add(block, nn.AddOp(h, _add(block, nn.LinearOp(y, w["o"]), "attn.o")), "")
+        h = _add(block, nn.AddOp(h, linear(y, "o", "attn")), "")
         x = _add(block, nn.RmsNormOp(h, w["norm2"], eps=1e-5), "norm2")
-        gate = _add(block, nn.SiluOp(_add(block, nn.LinearOp(x, w["gate"]), "mlp.gate")), "mlp.act")
-        up = _add(block, nn.LinearOp(x, w["up"]), "mlp.up")
-        y = _add(block, nn.LinearOp(_add(block, nn.MulOp(gate, up), "mlp"), w["down"]), "mlp.down")
+        gate = _add(block, nn.SiluOp(linear(x, "gate", "mlp")), "mlp.act")
+        up = linear(x, "up", "mlp")
+        y = linear(_add(block, nn.MulOp(gate, up), "mlp"), "down", "mlp")
         return [_add(block, nn.AddOp(h, y), ""), cache]
+
+    def _linear(
+        self, block: Block, w: Mapping[str, SSAValue], x: SSAValue, name: str, module: str
+    ) -> SSAValue:
+        """A linear layer as the decoder's scheme has it."""
+        scheme, bias = self.decoder.scheme, w.get(f"{name}_bias")
+        if scheme is None:
+            return _add(block, nn.LinearOp(x, w[name], bias), module)
+        n, k = shape_of(w[name])
+        x_scale = w.get(f"{name}_input_scale")
+        if scheme.inputs == "token":
+            x_scale = _add(block, quant.DynamicScaleOp(x, group=k), module)
+        if x_scale is not None:
+            x = _add(block, quant.QuantizeOp(x, x_scale), module)
+        rows = n if scheme.weights == "tensor" else 1
+        op = quant.LinearOp(
+            x, w[name], w[f"{name}_scale"], x_scale, bias, rows=rows, columns=k, dtype=bf16
+        )
+        return _add(block, op, module)
 
     def _epilogue(self, block: Block) -> list[SSAValue]:
         h, lengths, norm, head = _values(block)
@@ -179,7 +265,7 @@ class _ModuleBuilder:
         d = self.decoder
 
         def get(name: str) -> SSAValue:
-            return _add(block, nn.GetParameterOp(name, tensor(d.parameters[name], bf16)), "")
+            return _add(block, nn.GetParameterOp(name, d.type_of(name)), "")
 
         def call(name: str, args: Sequence[SSAValue], out: list[Attribute], at: str) -> func.CallOp:
             op = provenance.located(func.CallOp(name, args, out), provenance.make(at))

@@ -44,7 +44,7 @@ from .records import (
 from .registers import BlockRegisters
 
 MAGIC = b"VEDF"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 PREAMBLE = struct.Struct("<4sIQQ32s8s")
 ALIGNMENT = 64
 INSTRUCTION_BUDGET_BYTES = 720_896

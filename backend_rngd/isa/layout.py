@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .dtypes import DType
 from .rules import SLICES_PER_PE
 
 ROTARY_RUN = 8
@@ -101,8 +104,14 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
+WeightType = Literal["bf16", "f8e4m3", "f8e5m2"]
+WEIGHT_TYPES: Mapping[DType, WeightType] = MappingProxyType(
+    {DType.BF16: "bf16", DType.F8E4M3: "f8e4m3", DType.F8E5M2: "f8e5m2"}
+)
+
+
 class RowsLayout(Table):
-    """A weight [N, K] as bf16 [part][slice][C / 16][chunk][16][k slices · 16], rows s·C + j of N.
+    """A weight [N, K] as [part][slice][C / 16][chunk][16][k slices · 16], rows s·C + j of N.
 
     Columns are the positions of `into`: chunk c of a source slice holds its positions 16·c to
     16·c + 15, and a chunk of all source slices stands together. So 16 rows are one run whatever
@@ -116,6 +125,7 @@ class RowsLayout(Table):
     per_slice: Size
     k_padded: Size
     parts: Size = 1
+    dtype: WeightType = "bf16"
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> RowsLayout:
@@ -133,10 +143,15 @@ class RowsLayout(Table):
 
     @property
     def bytes(self) -> int:
-        return SLICES_PER_PE * self.per_slice * (self.k_padded // self.parts) * 2
+        elements = SLICES_PER_PE * self.per_slice * (self.k_padded // self.parts)
+        return self.element_type.bytes_for(elements)
+
+    @property
+    def element_type(self) -> DType:
+        return DType[self.dtype.upper()]
 
     def place(self, tensor: np.ndarray) -> np.ndarray:
-        """bf16[N, K] -> bf16[64, C / 16, chunks, 16, k slices · 16 / parts]; padding is zero."""
+        """[N, K] -> [64, C / 16, chunks, 16, k slices · 16 / parts]; padding is zero."""
         slices = SLICES_PER_PE // self.parts
         rows = _padded(self.out.feature_at(), slices * self.per_slice)
         columns = _padded(self.into.feature_at(), self.k_padded)
@@ -175,6 +190,48 @@ class VectorLayout(Table):
         return taken.reshape(SLICES_PER_PE, self.per_slice)
 
 
+class ScaleLayout(Table):
+    """Multipliers as f32 [slice][C], stored in any float type: one for each `rows` features.
+
+    `shape` is that of the stored tensor, which holds ceil(N / rows) numbers and nothing else. With
+    as many rows as features one number stands everywhere. Padding is zero.
+    """
+
+    kind: Literal["scale"] = "scale"
+    order: FeatureOrder
+    per_slice: Size
+    shape: tuple[Size, ...]
+    rows: Size
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> ScaleLayout:
+        if math.prod(self.shape) != -(-self.order.features // self.rows):
+            raise ValueError("there is one number for each group of rows")
+        return self
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of what `place` takes."""
+        return self.shape
+
+    @property
+    def bytes(self) -> int:
+        return SLICES_PER_PE * self.per_slice * 4
+
+    def place(self, tensor: np.ndarray) -> np.ndarray:
+        """`shape` of any float type -> f32[64, C]."""
+        stored = tensor.astype(np.float32).reshape(-1)
+        features = _padded(self.order.feature_at(), SLICES_PER_PE * self.per_slice)
+        values = np.where(features < 0, np.float32(0.0), stored[features // self.rows])
+        return values.reshape(SLICES_PER_PE, self.per_slice)
+
+
+def one_number(shape: tuple[int, ...]) -> ScaleLayout:
+    """A tensor of one element for all slices: they get it in 8 bytes."""
+    copies = 8 // 4 * SLICES_PER_PE
+    return ScaleLayout(order=plain(copies), per_slice=8 // 4, shape=shape, rows=copies)
+
+
 class RowTableLayout(Table):
     """An embedding [V, N] as bf16 [V][64·C]: a row can be gathered into all slices at once."""
 
@@ -198,7 +255,9 @@ class RowTableLayout(Table):
         return _take(tensor, columns, 1)
 
 
-Layout = Annotated[RowsLayout | VectorLayout | RowTableLayout, Field(discriminator="kind")]
+Layout = Annotated[
+    RowsLayout | VectorLayout | ScaleLayout | RowTableLayout, Field(discriminator="kind")
+]
 
 
 def _padded(features: np.ndarray, size: int) -> np.ndarray:

@@ -23,10 +23,14 @@ from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
 from ..tiling import MatmulTiling, Role
 
 CHUNK_BYTES = 2 * CHUNK
+"""A chunk as bf16: of activations, and of weights in the register file or the stream."""
 GROUP = CHUNK
 """Rows of weights that stand together in HBM, chunk of K by chunk of K."""
 TILE_FEATURES = 2 * LANES
 """Features per slice whose weights stand in the register file at a time: two rows per lane."""
+
+NUMBER_BYTES = 8
+"""Of a scale that stands alone in data memory."""
 
 TURN_BYTES = 8192
 """Weights that a slice gets at a time where only some of the slices get any."""
@@ -46,6 +50,7 @@ class MatmulShape:
     k_chunks: int
     """Chunks of 16 positions of K in each of them."""
     dtype: DType = DType.BF16
+    weight_dtype: DType = DType.BF16
     may_repeat: bool = False
     """Whether slices without features may hold copies of others, as those of heads may."""
     groups: int = 1
@@ -67,7 +72,9 @@ class MatmulShape:
         return SLICES_PER_PE // power_of_two_at_least(self.slices_read)
 
 
-def shape_of_product(x: ActivationShape, y: ActivationShape, may_repeat: bool) -> MatmulShape:
+def shape_of_product(
+    x: ActivationShape, y: ActivationShape, weight_dtype: DType, may_repeat: bool
+) -> MatmulShape:
     """The shape of y = x · wᵀ."""
     return MatmulShape(
         tokens=x.tokens,
@@ -76,6 +83,7 @@ def shape_of_product(x: ActivationShape, y: ActivationShape, may_repeat: bool) -
         k_slices=x.slices_read,
         k_chunks=x.per_slice // CHUNK,
         dtype=y.dtype,
+        weight_dtype=weight_dtype,
         may_repeat=may_repeat,
         groups=x.groups,
         k_units=x.units,
@@ -84,8 +92,25 @@ def shape_of_product(x: ActivationShape, y: ActivationShape, may_repeat: bool) -
 
 
 @dataclass(frozen=True)
+class Scales:
+    """What turns sums over codes into results, all of it in f32."""
+
+    weight: Ref
+    """Of each row of weights, in HBM as `ScaleLayout`."""
+    number: Ref | None = None
+    """Of all inputs, in data memory: one number in 8 bytes."""
+    tokens: Ref | None = None
+    """Of each token, in data memory: 8 bytes each."""
+
+
+@dataclass(frozen=True)
 class Product:
-    """y = x · wᵀ + bias + residual; `weight` lies as `RowsLayout`, `bias` as `VectorLayout`."""
+    """y = (x · wᵀ) · scales + bias + residual.
+
+    `weight` lies as `RowsLayout` of `weight_dtype`, `bias` as `VectorLayout`. Weights that are
+    codes of 8 bits are looked up as bf16, which the main context does: in the stream if they are
+    it, else on the way to the register file.
+    """
 
     emit: Emitter
     x: Activation
@@ -96,6 +121,8 @@ class Product:
     residual: Activation | None = None
     zeros: Ref | None = None
     """HBM zeros, enough for a slice of y; needed when not every slice gets weights."""
+    weight_dtype: DType = DType.BF16
+    scales: Scales | None = None
     location: LocationAttr | None = None
     """Of its commands, where products take turns."""
 
@@ -125,13 +152,33 @@ class Product:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk of K of all source slices of a part, in a row of weights."""
+        """Bytes of one chunk of K of all source slices of a part, in a row of the register file."""
         return self.k_slices * CHUNK_BYTES
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a part's row of weights."""
+        """Bytes of a part's row in the register file."""
         return self.k_chunks * self.chunk_bytes
+
+    @property
+    def stored_piece_bytes(self) -> int:
+        """Bytes of a chunk of one source slice, in a row of weights in memory."""
+        return self.weight_dtype.bytes_for(CHUNK)
+
+    @property
+    def stored_chunk_bytes(self) -> int:
+        """Bytes of one chunk of K of all source slices of a part, in a row of weights in memory."""
+        return self.k_slices * self.stored_piece_bytes
+
+    @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a part's row of weights in memory."""
+        return self.k_chunks * self.stored_chunk_bytes
+
+    @property
+    def lookup(self) -> DType | None:
+        """What the table gives for weights that are codes."""
+        return None if self.weight_dtype == DType.BF16 else DType.BF16
 
     @property
     def loaded_slices(self) -> int:
@@ -145,16 +192,16 @@ class Product:
         part of one. In memory they are dense: [group][chunk][row of the group].
         """
         emit, t = self.emit, self.tiling
-        group = min(rows, GROUP)
-        hbm_chunk = GROUP * self.chunk_bytes
+        group, row = min(rows, GROUP), self.stored_chunk_bytes
+        hbm_chunk = GROUP * row
         hbm_group = self.k_chunks * hbm_chunk
-        buffer = emit.alloc(Memory.DM, rows * chunks * self.chunk_bytes, "weights")
+        buffer = emit.alloc(Memory.DM, rows * chunks * row, "weights")
         loops = [
-            (rows // group, hbm_group, group * chunks * self.chunk_bytes),
-            (chunks, hbm_chunk, group * self.chunk_bytes),
-            (group, self.chunk_bytes, self.chunk_bytes),
+            (rows // group, hbm_group, group * chunks * row),
+            (chunks, hbm_chunk, group * row),
+            (group, row, row),
         ]
-        run = self.chunk_bytes
+        run = row
         while loops and (loops[-1][0] == 1 or loops[-1][1:] == (run, run)):
             run *= loops.pop()[0]
         # The parts of K follow each other in HBM, as their slices do.
@@ -172,19 +219,20 @@ class Product:
 
     def loaded_at(self, weights: Ref, tile: int, chunk: int) -> Ref:
         """Where a tile's weights from a chunk on lie in a load of some."""
-        return weights.at(TILE_FEATURES * (tile * self.row_bytes + chunk * self.chunk_bytes))
+        before = tile * self.stored_row_bytes + chunk * self.stored_chunk_bytes
+        return weights.at(TILE_FEATURES * before)
 
     def fill_counters(self, chunks: int) -> list[Counter]:
         """The walk over a row of loaded weights that puts it in the register file."""
         return [
-            Counter(chunks, a=TILE_FEATURES * self.chunk_bytes, trf=self.chunk_bytes),
-            Counter(self.k_slices, a=CHUNK_BYTES, trf=CHUNK_BYTES),
+            Counter(chunks, a=TILE_FEATURES * self.stored_chunk_bytes, trf=self.chunk_bytes),
+            Counter(self.k_slices, a=self.stored_piece_bytes, trf=CHUNK_BYTES),
         ]
 
     @property
     def loaded_row_bytes(self) -> int:
         """Bytes from one row of loaded weights to the next."""
-        return self.chunk_bytes
+        return self.stored_chunk_bytes
 
     def stream_counters(self, chunks: int) -> list[Counter]:
         """The walk over the positions of a token that the slice holds."""
@@ -199,10 +247,20 @@ class Product:
         assert self.bias is not None
         return load_vector(self.emit, self.bias, self.y.per_slice)
 
+    def load_scale(self) -> Ref:
+        """What each of a slice's features is multiplied by, f32; in copies for the parts of K."""
+        assert self.scales is not None
+        size = 4 * self.y.per_slice
+        dm = self.emit.alloc(Memory.DM, size, "scale")
+        part = self.parts, 0, self.ring * SLICE_ADDRESS_BYTES
+        self.emit.dma([part, (self.ring, size, SLICE_ADDRESS_BYTES)], size, self.scales.weight, dm)
+        return dm
+
     def weight_row(self, feature: int) -> Ref:
         """Where a slice's row of weights for its output position `feature` lies in HBM."""
         group, row = divmod(feature, GROUP)
-        return self.weight.at(group * GROUP * self.row_bytes + row * self.chunk_bytes)
+        before = group * GROUP * self.stored_row_bytes + row * self.stored_chunk_bytes
+        return self.weight.at(before)
 
     def zero_unused_slices(self) -> None:
         """Give the slices that no weights are loaded for the zeros that readers of y expect."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..emitter import Activation, Emitter, Ref
+from ..isa.dtypes import DType
 from ..isa.instructions import Counter, Fate
 from ..isa.layout import CHUNK
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
@@ -53,7 +54,7 @@ class GroupedProduct(Product):
     @property
     def loaded_row_bytes(self) -> int:
         """A row of a chunk has the source slices of one part of the layout."""
-        return self.x.slices_read // self.tiling.k_split * CHUNK_BYTES
+        return self.x.slices_read // self.tiling.k_split * self.stored_piece_bytes
 
     @property
     def _by_units(self) -> bool:
@@ -100,23 +101,24 @@ class GroupedProduct(Product):
         assert tile == 0
         if self._by_units:
             per_unit = self.x.per_slice // CHUNK
-            return weights.at(chunk * self.ring // per_unit * CHUNK_BYTES)
+            return weights.at(chunk * self.ring // per_unit * self.stored_piece_bytes)
         return weights.at(chunk * self.tiling.k_split * self._layout_chunk_bytes)
 
     def fill_counters(self, chunks: int) -> list[Counter]:
+        piece = self.stored_piece_bytes
         if self._by_units:
             of_slice = self.x.per_slice // CHUNK
             sources = self.ring // of_slice
             return [
-                Counter(chunks, a=sources * CHUNK_BYTES, trf=self.chunk_bytes),
-                Counter(sources, a=CHUNK_BYTES, trf=of_slice * CHUNK_BYTES),
+                Counter(chunks, a=sources * piece, trf=self.chunk_bytes),
+                Counter(sources, a=piece, trf=of_slice * CHUNK_BYTES),
                 Counter(of_slice, a=self._layout_chunk_bytes, trf=CHUNK_BYTES),
             ]
-        parts, row = self.tiling.k_split, self.loaded_row_bytes
+        parts, pieces = self.tiling.k_split, self.loaded_row_bytes // piece
         return [
             Counter(chunks, a=parts * self._layout_chunk_bytes, trf=self.chunk_bytes),
-            Counter(parts, a=self._layout_chunk_bytes, trf=row),
-            Counter(row // CHUNK_BYTES, a=CHUNK_BYTES, trf=CHUNK_BYTES),
+            Counter(parts, a=self._layout_chunk_bytes, trf=pieces * CHUNK_BYTES),
+            Counter(pieces, a=piece, trf=CHUNK_BYTES),
         ]
 
     def stream_counters(self, chunks: int) -> list[Counter]:
@@ -134,6 +136,10 @@ class GroupedProduct(Product):
     def load_bias(self) -> Ref:
         assert self.bias is not None
         return load_units(self.emit, self.bias, self.y)
+
+    def load_scale(self) -> Ref:
+        assert self.scales is not None
+        return load_units(self.emit, self.scales.weight, self.y, DType.F32)
 
     def zero_unused_slices(self) -> None:
         """Every slice computes something: units, or copies of them."""
@@ -161,9 +167,9 @@ def product_type(tiling: MatmulTiling) -> type[Product]:
     return GroupedProduct if tiling.groups > 1 else Product
 
 
-def load_units(emit: Emitter, vector: Ref, y: Activation) -> Ref:
-    """A parameter of one value per feature: bf16 [unit][position], the same in every group."""
-    unit_bytes = 2 * y.unit
+def load_units(emit: Emitter, vector: Ref, y: Activation, dtype: DType = DType.BF16) -> Ref:
+    """A parameter of one value per feature: [unit][position], the same in every group."""
+    unit_bytes = dtype.bytes_for(y.unit)
     dm = emit.alloc(Memory.DM, y.units * unit_bytes, "vector")
     emit.dma(
         [

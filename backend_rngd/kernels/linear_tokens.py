@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from ..emitter import Activation, Emitter, Index, Ref
 from ..isa.dtypes import DType
 from ..isa.instructions import (
-    Alu,
     Birth,
     Commit,
     Context,
@@ -24,10 +23,8 @@ from ..isa.instructions import (
     Counter,
     Digit,
     Fate,
-    Op,
     Reduce,
     Sink,
-    Source,
     Stream,
     Switch,
     Topology,
@@ -40,6 +37,7 @@ from ..isa.rules import LANES, SLICES_PER_PE, VRF_BYTES
 from ..token_groups import BANK_LINE_BYTES
 from .elementwise import BINARY, UNARY
 from .linear import CHUNK_BYTES, TILE_FEATURES, Product
+from .rescale import ADD_VRF, MULTIPLY_VRF, feature_scales
 
 SLOT_ROW_BYTES = 4 * TILE_FEATURES
 """f32 results of one token and tile."""
@@ -56,8 +54,6 @@ LOOP_PRODUCTS = 160
 BODY_PRODUCTS = 32
 """Products of the body of such a loop."""
 
-ADD_VRF = VectorOp(Alu.FMA, Op.ADD, y=Source.VRF)
-"""Adds what the VRF holds."""
 
 Write = Callable[[Ref], None]
 """Emits commands that write f32 [token][16] at a place."""
@@ -77,9 +73,10 @@ class Tile:
         """Where the tile stands in an activation."""
         return self.moved(y.place(self.number * TILE_FEATURES), y.dtype.bytes_for(1))
 
-    def of_vector(self, vector: Ref) -> Ref:
-        """Where it stands in bf16 values of the slice's features."""
-        return self.moved(vector.at(self.number * TILE_FEATURES * 2), 2)
+    def of_vector(self, vector: Ref, dtype: DType = DType.BF16) -> Ref:
+        """Where it stands in values of the slice's features."""
+        size = dtype.bytes_for(1)
+        return self.moved(vector.at(self.number * TILE_FEATURES * size), size)
 
 
 def tokens_stream(product: Product) -> None:
@@ -153,7 +150,7 @@ def _load_tiles(
     kept: dict[int, Ref] = {}
 
     def row_of(p: Product, tile: int) -> Ref:
-        return moved(p.weight_row(tile * TILE_FEATURES), p.row_bytes)
+        return moved(p.weight_row(tile * TILE_FEATURES), p.stored_row_bytes)
 
     if t.load_chunks == k_chunks:
         rows = count * TILE_FEATURES
@@ -222,6 +219,16 @@ def _rows_to_stream(p: Product) -> Rows:
     return Rows(copy, stride)
 
 
+@dataclass(frozen=True)
+class Operand:
+    """What the vector engine does to f32 sums with numbers in the VRF, 16 features in a row."""
+
+    op: VectorOp
+    vrf: Ref
+    per_token: bool
+    """Whether each token has a row of its own."""
+
+
 class TokensStream:
     """The tiles of one product."""
 
@@ -233,6 +240,16 @@ class TokensStream:
         self.bias = None
         if product.bias is not None:
             self.bias = product.load_bias()
+        self.scale: Ref | None = None
+        self.token_scales: Ref | None = None
+        if product.scales is not None:
+            self.scale = feature_scales(product)
+            if product.scales.tokens is not None:
+                self.token_scales = self.emit.load_vrf(
+                    product.scales.tokens, 2 * product.x.tokens, "token_scales"
+                )
+        self._scaled: tuple[Tile, Operand] | None = None
+        """The last tile's multiplication."""
 
     def tile(self, tile: Tile) -> None:
         """Compute the tile's features of y."""
@@ -241,14 +258,14 @@ class TokensStream:
         if self._adds_residual_at_once:
             self._multiply_and_add(tile, commands[0])
             return
-        if y.dtype == DType.BF16 and self._has_addends:
+        if y.dtype == DType.BF16 and self._ends_in_slots:
             summed = self.summed(tile)
             _round(self.emit, y, summed, tile.of(y))
             return
         out = tile.of(y)
-        if len(commands) == 1 and self.p.parts == 1 and not self._has_addends:
+        if len(commands) == 1 and self.p.parts == 1 and not self._ends_in_slots:
             self._multiply(tile, commands[0], out, y.dtype, y.row_bytes)
-        elif self._exchanges_parts and not self._has_addends:
+        elif self._exchanges_parts and not self._ends_in_slots:
             partial = _slots(self.emit, y.tokens, 1)
             products = [self._product(tile, chunks) for chunks in commands]
             self._add_up(products, partial, SLOT_ROW_BYTES)
@@ -270,15 +287,17 @@ class TokensStream:
         """Whether one command sums all of K, so that it can add the residual too."""
         p = self.p
         alone = p.residual is not None and self.bias is None and p.y.dtype == DType.BF16
-        return alone and p.parts == 1 and len(self._chunks()) == 1
+        return alone and p.scales is None and p.parts == 1 and len(self._chunks()) == 1
 
     @property
     def _exchanges_parts(self) -> bool:
         return self.p.parts > 1 and self.p.y.tokens >= LEAST_EXCHANGED_TOKENS
 
     @property
-    def _has_addends(self) -> bool:
-        return self.bias is not None or self.p.residual is not None
+    def _ends_in_slots(self) -> bool:
+        """Whether anything becomes of the sum over all of K."""
+        adds = self.bias is not None or self.p.residual is not None
+        return adds or self.token_scales is not None
 
     def _chunks(self) -> list[tuple[int, int]]:
         """(first chunk, chunks) of each product command."""
@@ -288,22 +307,42 @@ class TokensStream:
     def _sum_into(self, tile: Tile, out: Ref, out_row_bytes: int) -> None:
         products = [self._product(tile, chunks) for chunks in self._chunks()]
         addends = self._addends(tile)
-        if self.p.parts == 1:
+        if self.p.parts == 1 and self.token_scales is None:
             # What groups add comes from HBM, and is not to keep weights from coming.
             late = self.p.y.groups > 1
             writes = [*products, *addends] if late else [*addends, *products]
             self._add_up(writes, out, out_row_bytes)
             return
 
-        def all_parts(place: Ref) -> None:
-            partial = _slots(self.emit, self.p.y.tokens, 1)
-            self._add_up(products, partial, SLOT_ROW_BYTES)
-            if self._exchanges_parts:
-                self._exchange(partial, place, DType.F32, SLOT_ROW_BYTES)
-            else:
-                self._combine(partial, place)
+        def all_of_k(place: Ref) -> None:
+            sums = _slots(self.emit, self.p.y.tokens, 1)
+            self._add_up(products, sums, SLOT_ROW_BYTES)
+            if self.token_scales is None:
+                self._join_parts(sums, place)
+                return
+            if self.p.parts > 1:
+                joined = _slots(self.emit, self.p.y.tokens, 1)
+                self._join_parts(sums, joined)
+                sums = joined
+            self._scale_tokens(sums, self.token_scales, place)
 
-        self._add_up([*addends, all_parts], out, out_row_bytes)
+        self._add_up([*addends, all_of_k], out, out_row_bytes)
+
+    def _join_parts(self, partial: Ref, place: Ref) -> None:
+        if self._exchanges_parts:
+            self._exchange(partial, place, DType.F32, SLOT_ROW_BYTES)
+        else:
+            self._combine(partial, place)
+
+    def _multiplied(self, tile: Tile) -> Operand | None:
+        """What the tile's sums are multiplied by, in one place for all commands of the tile."""
+        if self.scale is None:
+            return None
+        if self._scaled is None or self._scaled[0] is not tile:
+            place = tile.of_vector(self.scale, DType.F32)
+            vrf = self.emit.load_vrf(place, TILE_FEATURES, "scale")
+            self._scaled = tile, Operand(MULTIPLY_VRF, vrf, per_token=False)
+        return self._scaled[1]
 
     def _product(self, tile: Tile, chunks: tuple[int, int]) -> Write:
         return lambda place: self._multiply(tile, chunks, place, DType.F32, SLOT_ROW_BYTES)
@@ -346,14 +385,15 @@ class TokensStream:
         k_bytes = count * p.chunk_bytes
         trf = self.emit.trf(TILE_FEATURES * k_bytes)
         self.emit.exec(
-            Context.SUB,
+            Context.SUB if p.lookup is None else Context.MAIN,
             [
                 Counter(TILE_FEATURES // LANES, a=LANES * p.loaded_row_bytes, trf=k_bytes),
                 Counter(LANES, a=p.loaded_row_bytes, lanes=1),
                 *p.fill_counters(count),
             ],
-            Stream(CHUNK),
+            Stream(CHUNK, lookup=p.lookup),
             a=weights,
+            dtype=p.weight_dtype,
             out=trf,
             commit=Commit(Sink.TRF, columns=CHUNK),
             trf_lanes=LANES,
@@ -363,8 +403,8 @@ class TokensStream:
     def _multiply(
         self, tile: Tile, chunks: tuple[int, int], out: Ref, dtype: DType, out_row_bytes: int
     ) -> None:
-        trf = self._fill(tile, *chunks)
-        self._multiply_tokens(chunks, trf, (0, self.p.x.tokens), out, dtype, out_row_bytes, None)
+        trf, operand = self._fill(tile, *chunks), self._multiplied(tile)
+        self._multiply_tokens(chunks, trf, (0, self.p.x.tokens), out, dtype, out_row_bytes, operand)
 
     def _multiply_and_add(self, tile: Tile, chunks: tuple[int, int]) -> None:
         """The product and the residual, for as many tokens at a time as half of the VRF holds."""
@@ -376,8 +416,9 @@ class TokensStream:
         for first in range(0, y.tokens, step):
             count = min(step, y.tokens - first)
             vrf = self._addends_in_vrf(residual.at(first * x.row_bytes), x.row_bytes, count)
+            add = Operand(ADD_VRF, vrf, per_token=True)
             place = out.at(first * y.row_bytes)
-            self._multiply_tokens(chunks, trf, (first, count), place, y.dtype, y.row_bytes, vrf)
+            self._multiply_tokens(chunks, trf, (first, count), place, y.dtype, y.row_bytes, add)
 
     def _addends_in_vrf(self, source: Ref, row_bytes: int, tokens: int) -> Ref:
         """bf16 [token][16] as f32 in the VRF."""
@@ -404,21 +445,22 @@ class TokensStream:
         out: Ref,
         dtype: DType,
         out_row_bytes: int,
-        addends: Ref | None,
+        operand: Operand | None,
     ) -> None:
-        """The product of some tokens (first, count); `addends` are theirs, [token][16]."""
+        """The product of some tokens (first, count), and what `operand` makes of it."""
         p = self.p
         first, count = chunks
         size = dtype.bytes_for(1)
-        add = Vector((ADD_VRF,), vrf_lane=4) if addends is not None else Vector()
-        vrf_bytes = 4 if addends is not None else 0
+        after = Vector((operand.op,), vrf_lane=4) if operand else Vector()
+        vrf_bytes = 4 if operand else 0
+        token_bytes = TILE_FEATURES * 4 if operand and operand.per_token else 0
         self.emit.exec(
             Context.MAIN,
             [
                 Counter(
                     tokens[1],
                     a=self.x.stride,
-                    vrf=TILE_FEATURES * vrf_bytes,
+                    vrf=token_bytes,
                     commit=out_row_bytes,
                 ),
                 *p.stream_counters(count),
@@ -434,8 +476,8 @@ class TokensStream:
             Stream(CHUNK),
             a=self.x.ref.at(p.chunk_offset(first) + tokens[0] * self.x.stride),
             trf=trf,
-            vrf=addends,
-            vector=add,
+            vrf=operand.vrf if operand else None,
+            vector=after,
             out=out,
             out_dtype=dtype,
             switch=Switch(Topology.BROADCAST01, p.ring),
@@ -443,6 +485,23 @@ class TokensStream:
                 lanes=LANES, trf_read=CHUNK_BYTES, depth=CHUNK.bit_length() - 1
             ),
             commit=Commit(lanes=LANES, lane_stride=size),
+        )
+
+    def _scale_tokens(self, sums: Ref, scales: Ref, out: Ref) -> None:
+        """A slot times what the VRF holds for each token, in 8 bytes."""
+        self.emit.exec(
+            Context.SUB,
+            [
+                Counter(self.p.y.tokens, a=SLOT_ROW_BYTES, vrf=8, commit=SLOT_ROW_BYTES),
+                Counter(TILE_FEATURES // 8, a=32, commit=32),
+            ],
+            Stream(8),
+            a=sums,
+            dtype=DType.F32,
+            vrf=scales,
+            out=out,
+            vector=Vector((MULTIPLY_VRF,)),
+            commit=Commit(columns=8, column_stride=4),
         )
 
     def _widen(self, source: Ref, row_bytes: int, out: Ref) -> None:

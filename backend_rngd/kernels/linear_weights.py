@@ -34,6 +34,7 @@ from ..isa.instructions import (
 from ..isa.plan import Memory
 from ..isa.rules import LANES, SLICES_PER_PE, TRANSPOSER_ROWS, TRF_BYTES
 from .linear import CHUNK_BYTES, GROUP, Product, load_vector
+from .rescale import ADD_VRF, MULTIPLY_VRF, feature_scales, rescale, widened
 
 PACKET = 32
 """bf16 elements of a 64 B packet."""
@@ -86,28 +87,50 @@ class _WeightsStream:
         self.emit = product.emit
         self.groups = token_groups(product.x.tokens, product.tiling.tokens)
         self.bias: Ref | None = None
+        """f32 in the VRF: what sums over all of K get added."""
+        self.scale: Ref | None = None
+        """f32 in data memory: what sums over codes are multiplied by."""
         self.kept: list[Ref] = []
         """Fills that serve the whole product, when all tokens fit the register file."""
 
     def run(self) -> None:
-        p, t = self.p, self.p.tiling
+        p, t, bias = self.p, self.p.tiling, None
         if p.bias is not None:
             bias = load_vector(self.emit, p.bias, p.y.per_slice)
-            self.bias = self.emit.load_vrf(bias, p.y.per_slice, "vector", DType.BF16)
+            if not self._rescaled:
+                self.bias = self.emit.load_vrf(bias, p.y.per_slice, "vector", DType.BF16)
+        if p.scales is not None:
+            self.scale = feature_scales(p)
         if len(self.groups) <= (2 if p.row_bytes * self._most_rows <= TRF_BYTES // 2 else 1):
             self.kept = [self._fill(group) for group in self.groups]
-        out = p.y.ref
+        out = sums = p.y.ref
+        if self._rescaled:
+            out = sums = self._f32_rows("scaled_sums")
         if p.parts > 1:
-            size = p.y.tokens * self._out_row_bytes
-            out = self.emit.alloc(Memory.DM, size, "partial_sums")
+            out = self._f32_rows("partial_sums")
         for row, rows, at, own in self._loads(t.load_rows, out):
             weights = p.load(row, rows, 0, p.k_chunks)
+            if self.scale is not None and own is not None:
+                own = self.emit.load_vrf(own, rows, "scale")
             for group in self.groups:
                 trf = self.kept[self.groups.index(group)] if self.kept else self._fill(group)
                 for first in range(0, rows, t.rows):
                     self._multiply(group, weights, rows, first, trf, at, own)
         if p.parts > 1:
-            self._combine(out)
+            self._combine(out, sums)
+        if self._rescaled:
+            assert p.scales is not None
+            wide = widened(self.emit, bias, p.y.per_slice) if bias is not None else None
+            rescale(p, sums, p.scales.tokens, wide)
+
+    @property
+    def _rescaled(self) -> bool:
+        """Whether the register port, which scales take, is wanted for more than them."""
+        scales = self.p.scales
+        return scales is not None and (scales.tokens is not None or self.p.bias is not None)
+
+    def _f32_rows(self, label: str) -> Ref:
+        return self.emit.alloc(Memory.DM, self.p.y.tokens * self.p.y.per_slice * 4, label)
 
     @property
     def _most_rows(self) -> int:
@@ -116,16 +139,18 @@ class _WeightsStream:
 
     @property
     def _out_dtype(self) -> DType:
-        return DType.F32 if self.p.parts > 1 else self.p.y.dtype
+        return DType.F32 if self.p.parts > 1 or self._rescaled else self.p.y.dtype
 
     @property
     def _out_row_bytes(self) -> int:
         return self._out_dtype.bytes_for(self.p.y.per_slice)
 
     def _loads(self, load_rows: int, out: Ref) -> Iterator[tuple[Ref, int, Ref, Ref | None]]:
-        """For each load: its first row in HBM, rows, and where its results and biases are."""
+        """For each load: its first row in HBM, rows, where its results are, and the f32 numbers
+        of its features: scales, or biases if they are added to each product.
+        """
         size = self._out_dtype.bytes_for(1)
-        bias = self.bias if self.p.parts == 1 else None
+        numbers = self.scale or (self.bias if self.p.parts == 1 else None)
         whole, rest = divmod(self.p.y.per_slice, load_rows)
         per_load = 1 + len(self.groups) * (-(-load_rows // self.p.tiling.rows) + (not self.kept))
         whole_groups = max(1, GROUP // load_rows)
@@ -138,7 +163,7 @@ class _WeightsStream:
                 self.p.weight_row(first),
                 rows,
                 out.at(first * size),
-                bias.at(first * 4) if bias else None,
+                numbers.at(first * 4) if numbers else None,
             )
 
         if turns > 1:
@@ -147,7 +172,7 @@ class _WeightsStream:
                 for number in range(body):
                     row, rows, at, own = load(number, load_rows)
                     yield (
-                        row.moved(turn, step * self.p.row_bytes),
+                        row.moved(turn, step * self.p.stored_row_bytes),
                         rows,
                         at.moved(turn, step * size),
                         own.moved(turn, step * 4) if own else None,
@@ -191,23 +216,32 @@ class _WeightsStream:
         first: int,
         trf: Ref,
         out: Ref,
-        bias: Ref | None,
+        numbers: Ref | None,
     ) -> None:
-        """Rows from `first` of `loaded` ones, as many as one command takes."""
+        """Rows from `first` of `loaded` ones, as many as one command takes.
+
+        Their sums are multiplied by `numbers` if there are scales, else these are added.
+        """
         p = self.p
         dtype, row_bytes = self._out_dtype, self._out_row_bytes
         size = dtype.bytes_for(1)
         rows = min(p.tiling.rows, loaded - first)
         number, row = divmod(first, GROUP)
-        own, group_bytes = min(rows, GROUP), min(loaded, GROUP) * p.row_bytes
-        add_bias = (VectorOp(Alu.FMA, Op.ADD, y=Source.VRF),) if bias else ()
+        own, group_bytes = min(rows, GROUP), min(loaded, GROUP) * p.stored_row_bytes
+        step = MULTIPLY_VRF if self.scale is not None else ADD_VRF
+        vrf_bytes = 4 if numbers else 0
         self.emit.exec(
             Context.MAIN,
             [
-                Counter(rows // own, a=group_bytes, vrf=4 * own if bias else 0, commit=own * size),
-                Counter(own, a=p.chunk_bytes, vrf=4 if bias else 0, commit=size),
+                Counter(rows // own, a=group_bytes, vrf=own * vrf_bytes, commit=own * size),
+                Counter(own, a=p.stored_chunk_bytes, vrf=vrf_bytes, commit=size),
                 Counter(p.k_chunks, fate=Fate.MSUM, a=group_bytes // p.k_chunks, trf=p.chunk_bytes),
-                Counter(p.chunk_bytes // (2 * PACKET), fate=Fate.MSUM, a=64, trf=64),
+                Counter(
+                    p.chunk_bytes // (2 * PACKET),
+                    fate=Fate.MSUM,
+                    a=p.weight_dtype.bytes_for(PACKET),
+                    trf=2 * PACKET,
+                ),
                 Counter(
                     group.rows,
                     birth=Birth.REUSE,
@@ -215,14 +249,15 @@ class _WeightsStream:
                     commit=group.lanes * row_bytes,
                 ),
             ],
-            Stream(PACKET),
-            a=weights.at(number * group_bytes + row * p.chunk_bytes),
+            Stream(PACKET, lookup=p.lookup),
+            a=weights.at(number * group_bytes + row * p.stored_chunk_bytes),
+            dtype=p.weight_dtype,
             trf=trf,
-            vrf=bias.at(first * 4) if bias else None,
+            vrf=numbers.at(first * 4) if numbers else None,
             out=out.at(group.first * row_bytes + first * size),
             out_dtype=dtype,
             contraction=Contraction(lanes=group.lanes),
-            vector=Vector(add_bias),
+            vector=Vector((step,) if numbers else ()),
             commit=Commit(
                 lanes=group.valid,
                 lane_stride=row_bytes,
@@ -232,29 +267,30 @@ class _WeightsStream:
             valid_slices=p.loaded_slices,
         )
 
-    def _combine(self, partial: Ref) -> None:
+    def _combine(self, partial: Ref, out: Ref) -> None:
         """Add the parts of K: slice s of every part gets the sum over slices s of all parts."""
         p = self.p
         add_bias = (VectorOp(Alu.CLIP_ADD, Op.ADD, y=Source.VRF),) if self.bias else ()
-        flits = p.y.per_slice // 8
+        flits, dtype = p.y.per_slice // 8, DType.F32 if self._rescaled else p.y.dtype
+        row_bytes = dtype.bytes_for(p.y.per_slice)
         self.emit.exec(
             Context.MAIN,
             [
-                Counter(p.y.tokens, a=p.y.per_slice * 4, commit=p.y.row_bytes),
-                Counter(flits, a=32, vrf=32 if self.bias else 0, commit=p.y.dtype.bytes_for(8)),
+                Counter(p.y.tokens, a=p.y.per_slice * 4, commit=row_bytes),
+                Counter(flits, a=32, vrf=32 if self.bias else 0, commit=dtype.bytes_for(8)),
                 Counter(p.parts, birth=Birth.SLICE, slices=p.ring, fate=Fate.VSUM),
             ],
             Stream(8),
             a=partial,
             dtype=DType.F32,
             vrf=self.bias,
-            out=p.y.ref,
-            out_dtype=p.y.dtype,
+            out=out,
+            out_dtype=dtype,
             switch=Switch(
                 Topology.BROADCAST1,
                 SLICES_PER_PE,
                 (Digit(0, p.ring.bit_length() - 1, slices=1),),
             ),
             vector=Vector(add_bias, reduce=Reduce.ADD, vrf_column=4 if self.bias else 0),
-            commit=Commit(columns=8, column_stride=p.y.dtype.bytes_for(1)),
+            commit=Commit(columns=8, column_stride=dtype.bytes_for(1)),
         )

@@ -16,7 +16,7 @@ import pytest
 from error_bounds import Approx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from product_program import run_product
+from product_program import Multipliers, run_product
 
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.layout import FeatureOrder, heads, plain
@@ -46,18 +46,38 @@ class Case:
                 (key.tokens * key.groups, key.out.features),
             )
         )
-        found = run_product(key, self.tiling, x, w, bias, residual)
+        w = w.astype(key.weight_dtype.numpy)
+        scales = Multipliers(
+            rng.uniform(0.01, 0.2, key.out.features).astype(ml_dtypes.bfloat16),
+            np.asarray(rng.uniform(0.5, 2.0), np.float16),
+            rng.uniform(0.01, 3.0, len(x)).astype(np.float32),
+        )
+        found = run_product(key, self.tiling, x, w, bias, residual, scales if key.scales else None)
         addends = [v.astype(np.float64) for v in self._used(bias, residual)]
-        exact = Approx.exact(x).linear(w.astype(np.float64), *addends)
+        exact = Approx.exact(x).scaled_linear(
+            w.astype(np.float64), *self._scaling(scales), *addends
+        )
         if key.dtype == DType.BF16:
             exact.check_bf16(found)
         else:
             exact.check(found)
 
+    def _scaling(self, scales: Multipliers) -> tuple[list[Array], int]:
+        """The multipliers [M, N] that the product has, and how many multiplications they are."""
+        found = {
+            "weight": scales.weight[None],
+            "number": scales.number,
+            "tokens": scales.tokens[:, None],
+        }
+        used = [np.asarray(found[name], np.float64) for name in sorted(self.key.scales)]
+        return [np.ones((1, 1)), *used], len(used)
+
     def _used(self, bias: Array, residual: Array) -> list[Array]:
         return [bias] * self.key.bias + [residual] * self.key.residual
 
 
+CODES = DType.F8E4M3
+ALL_SCALES = frozenset({"weight", "number", "tokens"})
 CASES = {
     "one token": ProductKey(plain(72), plain(200), 1),
     "one token, all slices": ProductKey(plain(1030), plain(1100), 1, bias=True),
@@ -90,6 +110,59 @@ CASES = {
     ),
     "from heads in groups": ProductKey(heads(4, 128, rotary=False), plain(1024), 33, groups=4),
     "logits": ProductKey(plain(2100), plain(333), 9, DType.F32),
+    "logits of codes": ProductKey(
+        plain(2100), plain(333), 9, DType.F32, weight_dtype=CODES, scales=ALL_SCALES
+    ),
+    "codes, one token": ProductKey(
+        plain(1030), plain(1100), 1, weight_dtype=CODES, scales=frozenset({"weight"})
+    ),
+    "codes of E5M2 with a bias": ProductKey(
+        plain(500), plain(130), 11, bias=True, weight_dtype=DType.F8E5M2, scales=ALL_SCALES
+    ),
+    "codes of heads in copies": ProductKey(
+        plain(1024),
+        heads(3, 40, rotary=True),
+        130,
+        bias=True,
+        weight_dtype=CODES,
+        scales=ALL_SCALES,
+        may_repeat=True,
+    ),
+    "codes, K in several tiles": ProductKey(
+        plain(3100),
+        plain(1100),
+        21,
+        residual=True,
+        weight_dtype=CODES,
+        scales=frozenset({"weight", "number"}),
+    ),
+    "codes in groups": ProductKey(
+        plain(2030),
+        plain(1020),
+        20,
+        bias=True,
+        residual=True,
+        weight_dtype=CODES,
+        scales=ALL_SCALES,
+        groups=4,
+    ),
+    "codes in groups whose units are chunks": ProductKey(
+        plain(1790),
+        plain(1020),
+        17,
+        weight_dtype=CODES,
+        scales=frozenset({"weight"}),
+        groups=4,
+    ),
+    "codes of heads in groups": ProductKey(
+        plain(2040),
+        heads(4, 128, rotary=True),
+        16,
+        weight_dtype=CODES,
+        scales=frozenset({"weight", "tokens"}),
+        may_repeat=True,
+        groups=4,
+    ),
     "logits of one tile": ProductKey(plain(700), plain(333), 9, DType.F32),
     "logits with a bias": ProductKey(plain(700), plain(333), 4, DType.F32, bias=True),
 }
@@ -136,6 +209,7 @@ def test_a_product_of_very_many_tiles_is_a_loop() -> None:
     bias=st.booleans(),
     residual=st.booleans(),
     head_dim=st.none() | st.integers(1, 70),
+    weight_dtype=st.sampled_from([DType.BF16, DType.F8E4M3, DType.F8E5M2]),
     data=st.data(),
 )
 def test_shapes_that_divide_nothing(
@@ -146,13 +220,25 @@ def test_shapes_that_divide_nothing(
     bias: bool,
     residual: bool,
     head_dim: int | None,
+    weight_dtype: DType,
     data: st.DataObject,
 ) -> None:
     out: FeatureOrder = plain(n)
     if head_dim is not None:
         out = heads(min(n, 20), 2 * head_dim, rotary=data.draw(st.booleans()))
     dtype = DType.F32 if f32 else DType.BF16
-    key = ProductKey(plain(k), out, tokens, dtype, bias, may_repeat=head_dim is not None)
+    key = ProductKey(
+        plain(k),
+        out,
+        tokens,
+        dtype,
+        bias,
+        weight_dtype=weight_dtype,
+        may_repeat=head_dim is not None,
+    )
+    if weight_dtype != DType.BF16:
+        others = data.draw(st.sets(st.sampled_from(["number", "tokens"])))
+        key = replace(key, scales=frozenset({"weight", *others}))
     options = list(candidates(key.shape))
     tiling = data.draw(st.sampled_from(options))
     if tiling.role == Role.TOKENS:

@@ -146,8 +146,10 @@ def test_sums_in_bf16(
     x, w = normal(rng, 3, 1500), normal(rng, 90, 1500)
     exact = Approx.exact(x).linear(w)
     defect(monkeypatch)
-    codes = [v.astype(ml_dtypes.bfloat16) for v in (x, w, np.zeros(90), np.zeros((3, 90)))]
-    found = run_product(key, search(key, load_machine()), *codes)
+    x, w, bias, residual = (
+        v.astype(ml_dtypes.bfloat16) for v in (x, w, np.zeros(90), np.zeros((3, 90)))
+    )
+    found = run_product(key, search(key, load_machine()), x, w, bias, residual)
     check = exact.check_bf16 if dtype == DType.BF16 else exact.check
     if defect is nothing:
         check(found)

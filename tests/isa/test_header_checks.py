@@ -19,7 +19,13 @@ from furiosa_llm.backend_rngd.isa.container import (
     write_program,
 )
 from furiosa_llm.backend_rngd.isa.instructions import Control
-from furiosa_llm.backend_rngd.isa.layout import RowsLayout, RowTableLayout, VectorLayout, plain
+from furiosa_llm.backend_rngd.isa.layout import (
+    RowsLayout,
+    RowTableLayout,
+    ScaleLayout,
+    VectorLayout,
+    plain,
+)
 from furiosa_llm.errors import BinaryError
 
 
@@ -34,10 +40,11 @@ def program_with(region: Region) -> bytes:
 ROWS = RowsLayout(out=plain(32), into=plain(64), per_slice=16, k_padded=64)
 VECTOR = VectorLayout(order=plain(64), per_slice=16)
 TABLE = RowTableLayout(order=plain(64), per_slice=16, rows=10)
+SCALE = ScaleLayout(order=plain(64), per_slice=16, shape=(32, 1), rows=2)
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape"), [(ROWS, (32, 64)), (VECTOR, (64,)), (TABLE, (10, 64))]
+    ("layout", "shape"), [(ROWS, (32, 64)), (VECTOR, (64,)), (TABLE, (10, 64)), (SCALE, (32, 1))]
 )
 def test_bounds_must_be_what_the_layout_places(layout: Any, shape: tuple[int, ...]) -> None:
     assert layout.tensor_shape == shape

@@ -1,5 +1,7 @@
 """How tensors stand in HBM: every feature once, padding zero."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from furiosa_llm.backend_rngd.isa.layout import (
     RopeTable,
     RowsLayout,
     RowTableLayout,
+    ScaleLayout,
     VectorLayout,
     features_per_slice,
     heads,
+    one_number,
     plain,
 )
 from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE
@@ -108,6 +112,52 @@ def test_a_per_head_vector_is_repeated_over_heads() -> None:
     placed = layout.place(np.arange(1, 13, dtype=np.float32).astype(ml_dtypes.bfloat16)).reshape(-1)
     for position, feature in enumerate(order.feature_at()):
         assert float(placed[position]) == (feature % 12 + 1 if feature >= 0 else 0)
+
+
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.bfloat16, np.float16, np.float32, ml_dtypes.float8_e8m0fnu]
+)
+@settings(max_examples=10, deadline=None)
+@given(order=orders, rows=st.integers(1, 600), trailing=st.booleans())
+def test_scales_stand_at_the_features_that_they_are_for(
+    dtype: Any, order: FeatureOrder, rows: int, trailing: bool
+) -> None:
+    count = -(-order.features // rows)
+    scales = np.exp2(np.arange(count) % 20 - 10.0).astype(dtype)
+    shape = (count, 1) if trailing else (count,)
+    per_slice = features_per_slice(order)
+    layout = ScaleLayout(order=order, per_slice=per_slice, shape=shape, rows=rows)
+    placed = layout.place(scales.reshape(shape))
+    assert placed.dtype == np.float32
+    assert placed.nbytes == layout.bytes
+    found, features = placed.reshape(-1), order.feature_at()
+    expected = np.where(features < 0, 0.0, scales.astype(np.float64)[features // rows])
+    assert (found[: len(features)] == expected).all()
+    assert not found[len(features) :].any()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_number_stands_in_every_slice(shape: tuple[int, ...]) -> None:
+    placed = one_number(shape).place(np.full(shape, 0.375, np.float16))
+    assert placed.shape == (64, 2)
+    assert (placed == 0.375).all()
+
+
+def test_scales_are_as_many_as_groups_of_rows() -> None:
+    with pytest.raises(ValidationError, match="one number"):
+        ScaleLayout(order=plain(64), per_slice=16, shape=(32,), rows=3)
+
+
+def test_codes_take_half_of_the_bytes() -> None:
+    wide = RowsLayout(out=plain(64), into=plain(64), per_slice=16, k_padded=64)
+    layout = wide.model_copy(update={"dtype": "f8e4m3"})
+    codes = (
+        (np.arange(64 * 64) % 120).astype(np.uint8).view(ml_dtypes.float8_e4m3fn).reshape(64, 64)
+    )
+    placed = layout.place(codes)
+    assert placed.dtype == codes.dtype
+    assert 2 * placed.nbytes == 2 * layout.bytes == wide.bytes
+    assert (placed.astype(np.float32) == wide.place(codes.astype(np.float32))).all()
 
 
 def test_table_rows_are_padded_to_all_slices() -> None:
