@@ -221,7 +221,8 @@ def _pipeline(build: Build, binary: Binary) -> schema.Pipeline:
         io.name: schema.PipelineTensor(shape=io.shape, dtype=io.dtype) for io in program.inputs
     }
     outputs = {
-        io.name: schema.PipelineTensor(shape=io.shape, dtype=io.dtype) for io in program.outputs
+        io.name: schema.PipelineTensor(shape=io.whole_shape, dtype=io.dtype)
+        for io in program.outputs
     }
     constants = _constants(build, program, param_files)
     tasks = tasks_of(program, build.stage_sizes, blob)

@@ -71,7 +71,7 @@ def summarize_binary(path: Path) -> dict[str, Any]:
             for block in program.blocks
         ],
         "inputs": [_tensor(io.name, io.shape, io.dtype) for io in program.inputs],
-        "outputs": [_tensor(io.name, io.shape, io.dtype) for io in program.outputs],
+        "outputs": [_tensor(io.name, io.whole_shape, io.dtype) for io in program.outputs],
         "parameters": [
             {"name": part.tensor, "shape": list(part.shape), "bytes": part.layout.bytes}
             for part in program.parameters

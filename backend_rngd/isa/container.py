@@ -98,6 +98,11 @@ class TensorIo(Table):
     cut: Cut | None = None
 
     @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """What the host gets: the ranks' parts put together."""
+        return self.shape if self.cut is None else self.cut.whole_shape(self.shape)
+
+    @property
     def bytes(self) -> int:
         return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.row_bytes
 

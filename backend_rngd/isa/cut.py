@@ -60,6 +60,10 @@ class Cut(Table):
         """The shape of a rank's part."""
         return (*whole[: self.dim], self.local_size, *whole[self.dim + 1 :])
 
+    def whole_shape(self, part: Sequence[int]) -> tuple[int, ...]:
+        """The shape that is needed of the whole tensor for parts of this shape."""
+        return (*part[: self.dim], self.end, *part[self.dim + 1 :])
+
     def take(self, tensor: np.ndarray, rank: int) -> np.ndarray:
         """The rank's part of a whole tensor; a view where it is one."""
         before = (slice(None),) * self.dim
@@ -91,9 +95,7 @@ class Cut(Table):
     def assemble(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The whole tensor from all ranks' parts; padding is dropped."""
         before = (slice(None),) * self.dim
-        shape = list(parts[0].shape)
-        shape[self.dim] = self.end
-        tensor = np.empty(shape, parts[0].dtype)
+        tensor = np.empty(self.whole_shape(parts[0].shape), parts[0].dtype)
         for rank, part in enumerate(parts):
             for mine, whole in self.pieces(rank):
                 tensor[(*before, whole)] = part[(*before, mine)]

@@ -15,14 +15,23 @@ from furiosa_llm.artifact.schema import Pipeline, Supertask
 
 BUCKETS: dict[str, Any] = {"prefill_buckets": [(1, 16)], "decode_buckets": [(2, 32)]}
 
+VOCABULARY = 301
+"""Which two ranks do not divide."""
+
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, ...]:
     """Of a model with three blocks in three stages; embedding and head share a table."""
     path = tmp_path_factory.mktemp("staged")
-    model = make_model("llama", path / "model", num_hidden_layers=3, tie_word_embeddings=True)
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": True,
+        "vocab_size": VOCABULARY,
+    }
+    model = make_model("llama", path / "model", **sizes)
+    devices = "npu:0:0-1,npu:0:2-3,npu:1:0-1"
     ArtifactBuilder(
-        model, **BUCKETS, pipeline_parallel_size=3, devices="npu:0:0,npu:0:1,npu:1:0"
+        model, **BUCKETS, tensor_parallel_size=2, pipeline_parallel_size=3, devices=devices
     ).build(path / "artifact", weights="skip")
     return read_artifact(path / "artifact").description.pipelines
 
@@ -53,6 +62,13 @@ def test_stages_read_their_own_weights(pipelines: tuple[Pipeline, ...]) -> None:
         assert "input_ids" in first.inputs
         assert "input_ids" not in middle.inputs
         assert last.outputs == ("logits",)
+
+
+def test_tensors_are_whole(pipelines: tuple[Pipeline, ...]) -> None:
+    prefill, decode = (pipeline.tensors for pipeline in pipelines)
+    assert prefill["logits"].shape == (1, 1, VOCABULARY)
+    assert decode["logits"].shape == (2, 1, VOCABULARY)
+    assert prefill["model.embed_tokens.weight"].shape[0] == VOCABULARY
 
 
 def test_each_send_has_its_recv_on_the_next_device(pipelines: tuple[Pipeline, ...]) -> None:
