@@ -42,10 +42,22 @@ def write_compressed_tensors(
     max_shard_size: str = "1GB",
     **overrides: Any,
 ) -> Path:
-    """A model that the library quantised with these groups; static scales are made up."""
+    """A tiny random model that the library quantised with these groups."""
     config = make_config(kind, **overrides)
     torch.manual_seed(0)
     model = getattr(transformers, config.architectures[0])(config).to(torch.bfloat16).eval()
+    return quantize_by_library(model, directory, groups, ignore, kv_cache_scheme, max_shard_size)
+
+
+def quantize_by_library(
+    model: Any,
+    directory: Path,
+    groups: dict[str, QuantizationScheme],
+    ignore: tuple[str, ...] = ("lm_head",),
+    kv_cache_scheme: QuantizationArgs | None = None,
+    max_shard_size: str = "1GB",
+) -> Path:
+    """compressed-tensors quantises and writes the model; static scales are made up."""
     scheme = QuantizationConfig(
         config_groups=groups, ignore=list(ignore), kv_cache_scheme=kv_cache_scheme
     )
@@ -96,7 +108,18 @@ def write_fine_grained(
     config_fields: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
-    """A Llama whose linear weights transformers' own operation quantised."""
+    """A tiny random Llama, quantised by `quantize_fine_grained`."""
+    make_model("llama", directory, **overrides)
+    return quantize_fine_grained(directory, block, scale_fmt, config_fields)
+
+
+def quantize_fine_grained(
+    directory: Path,
+    block: tuple[int, int],
+    scale_fmt: str = "float",
+    config_fields: dict[str, Any] | None = None,
+) -> Path:
+    """transformers' own operation quantises the linear weights of a plain checkpoint."""
     config = transformers.FineGrainedFP8Config(weight_block_size=block, scale_fmt=scale_fmt)
     operation: Any = Fp8Quantize
     quantize = operation(SimpleNamespace(quantization_config=config))
@@ -106,10 +129,15 @@ def write_fine_grained(
         return result
 
     fields = {**config.to_dict(), **(config_fields or {})}
-    return _rewrite(make_model("llama", directory, **overrides), fields, quantized)
+    return _rewrite(directory, fields, quantized)
 
 
 def write_autofp8(directory: Path, *, cache: bool = False, **overrides: Any) -> Path:
+    """A tiny random Llama, quantised by `quantize_autofp8`."""
+    return quantize_autofp8(make_model("llama", directory, **overrides), cache)
+
+
+def quantize_autofp8(directory: Path, cache: bool) -> Path:
     """By hand: one f32 number per weight and per input, and the legacy scale of a cache."""
 
     def quantized(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -125,7 +153,7 @@ def write_autofp8(directory: Path, *, cache: bool = False, **overrides: Any) -> 
 
     fields: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "static"}
     fields |= {"ignored_layers": ["lm_head"]} | ({"kv_cache_scheme": "static"} if cache else {})
-    return _rewrite(make_model("llama", directory, **overrides), fields, quantized)
+    return _rewrite(directory, fields, quantized)
 
 
 def _rewrite(
