@@ -486,17 +486,6 @@ def unknown_architecture(file: str, architecture: str, reason: str) -> CompileEr
     )
 
 
-def quantized_checkpoint(file: str, scheme: str) -> CompileError:
-    """FRO006: a quantised checkpoint; its scales would be lost if it were read as plain weights."""
-    return CompileError(
-        "FRO006",
-        f"the checkpoint is quantised with `{scheme}`, which cannot be imported",
-        at=file,
-        cause="reading it as plain weights would drop its scales in silence",
-        next_step="use the model's bf16, fp16 or fp32 checkpoint, or a GGUF file",
-    )
-
-
 def cannot_import(architecture: str, reasons: Iterable[str]) -> CompileError:
     """FRO007: the graph holds something that has no `nn` operator; lists every such thing."""
     return CompileError(

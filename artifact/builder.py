@@ -14,7 +14,6 @@ from typing import Unpack, get_args
 from .. import errors
 from ..backend_rngd.isa.container import read_program
 from ..frontend.block_count import declared_blocks
-from ..frontend.parameters import bind_parameters
 from ..frontend.source import ModelSource, open_model
 from ..models.config_types import Bucket, SchedulerConfig
 from ..models.devices import is_device_list
@@ -31,8 +30,9 @@ from .describe import (
     describe_runtime,
     describe_sharding,
 )
+from .ledger import LEDGER_FILE, check_losses, show_losses
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
-from .quantization import open_directory, open_quantization
+from .quantization import ModelTensors, open_directory, open_tensors
 from .reader import running_version, sha256_of
 from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
 from .tilings import NO_PINS, ExplainedTiling, read_pins
@@ -71,7 +71,8 @@ class ArtifactBuilder:
 
     `optimization_level` 0 keeps commands in program order, 1 overlaps them inside each kernel, 2
     across the kernels of a block. `pin_tiling` is a file of tilings that products must have.
-    `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums.
+    `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums. `allow_lossy`
+    are patterns of tensors that need not be carried over exactly (`artifact/ledger.py`).
 
     Raises: BLD002, BLD003, BLD014, BLD015, BLD022 to BLD025, BCK006, PAR001 to PAR009, PAR012,
     PAR014 to PAR018, QNT006, QNT012.
@@ -98,6 +99,7 @@ class ArtifactBuilder:
         default_scheduler_config: SchedulerConfig = DEFAULT_SCHEDULER,
         optimization_level: OptimizationLevel = 2,
         pin_tiling: str | Path | None = None,
+        allow_lossy: Sequence[str] = (),
         **vendor_options: Unpack[VendorOptions],
     ) -> None:
         check_vendor_options(vendor_options)
@@ -127,6 +129,7 @@ class ArtifactBuilder:
         self.stage_list = num_blocks_per_pp_stage
         self.partial_sum = partial_sum
         self.pins = NO_PINS if pin_tiling is None else read_pins(Path(pin_tiling))
+        self.allow_lossy = allow_lossy
         self.quantized = None
         if quantize_artifact_path is not None:
             self.quantized = open_directory(quantize_artifact_path)
@@ -150,8 +153,8 @@ class ArtifactBuilder:
         however many there may be. What is built depends on neither.
 
         Weights are copied in the model's declared type, hard-linked, or left out. `dump_ir` names
-        a directory for the IR after every pass. `warn` is told what the weights lose on their
-        way to bf16. `explain` gets the tilings of each bucket, and the next best ones.
+        a directory for the IR after every pass. `warn` is told what is lost of the weights, if
+        anything may be. `explain` gets the tilings of each bucket, and the next best ones.
 
         Raises: ART002 to ART004, BLDxxx, PAR010, PAR011, and what the compiler's stages raise.
         """
@@ -173,13 +176,13 @@ class ArtifactBuilder:
         buckets = fit_context(self.buckets, _context_of(source))
         check_blocks(self.num_blocks, buckets)
         self.pins.check_buckets(buckets)
-        self._check_quantization(source)
+        tensors = open_tensors(source, self.quantized)
         if weights != "skip":
             _check_weights(source, target, weights)
         with atomic.replacing_directory(target) as staging:
             self._fill(
                 staging,
-                source,
+                tensors,
                 buckets,
                 weights,
                 num_compile_workers,
@@ -192,7 +195,7 @@ class ArtifactBuilder:
     def _fill(
         self,
         directory: Path,
-        source: ModelSource,
+        tensors: ModelTensors,
         buckets: Sequence[Bucket],
         weights: WeightsMode,
         workers: int,
@@ -201,19 +204,28 @@ class ArtifactBuilder:
         warn: Progress,
         explain: Explain | None,
     ) -> None:
+        source = tensors.source
         files = write_all(directory, {**source.config_files, **source.tokenizer_files})
         dump_ir = None if dump_ir is None else Path(dump_ir)
         model = compile_model(
-            source.config, buckets, self._options(explain is not None), dump_ir, progress, workers
+            source.config,
+            tensors.compiled,
+            buckets,
+            self._options(explain is not None),
+            dump_ir,
+            progress,
+            workers,
         )
         # Before the long part: weights that do not fit, or cannot be linked, stop the build here.
         stored, bound = ParameterFiles({}, {}), None
         if weights != "skip":
-            bound = bind_parameters(model.parameters, source.checkpoint, tied=source.tied)
+            bound = tensors.bind(model.parameters)
         if bound is not None and weights == "link":
             stored = link_parameters(directory, bound)
-        for kind, count in bound.conversions().items() if bound is not None else ():
-            warn(f"tensors converted from {kind} to bf16: {count}")
+        ledger = tensors.ledger(bound)
+        for line in show_losses(check_losses(ledger, self.allow_lossy)):
+            warn(line)
+        files |= write_all(directory, {LEDGER_FILE: schema.to_json(ledger).encode()})
 
         binaries, shards = [], {}
         with closing(model.binaries) as compiled_buckets:
@@ -263,13 +275,6 @@ class ArtifactBuilder:
             self.mesh.tp,
             self.partial_sum,
         )
-
-    def _check_quantization(self, source: ModelSource) -> None:
-        """Raises: FRO006 for every quantised model, and what `open_quantization` raises."""
-        quantization = open_quantization(source, self.quantized)
-        if quantization is not None:
-            place = source.path if self.quantized is None else self.quantized.path
-            raise errors.quantized_checkpoint(str(place), quantization.format)
 
     def _stage_sizes(self, blocks: int) -> tuple[int, ...]:
         """Transformer blocks of each stage. Raises: PAR010, PAR011."""

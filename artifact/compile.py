@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..backend_rngd.isa.container import write_program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket
+from ..models.quantization import Quantization
 from .schema import OptimizationLevel, PartialSum
 from .tilings import NO_PINS, ExplainedTiling, TilingPins, explain
 
@@ -57,6 +58,7 @@ class CompiledModel:
 
 def compile_model(
     config: Any,
+    quantization: Quantization | None,
     buckets: Sequence[Bucket],
     options: CompileOptions,
     dump_ir: Path | None,
@@ -65,15 +67,17 @@ def compile_model(
 ) -> CompiledModel:
     """Import the model of a transformers `config` once, then compile it for every bucket.
 
+    `quantization` says which of its parameters are codes, if any are.
     `dump_ir` gets the IR after each pass that the buckets share, and a folder per bucket for what
     follows. Binaries do not depend on what the model or its directory is called, nor on how many
     `workers` compile buckets at the same time.
-    Raises: FRO007 (import), BCKxxx and VED005 (backend), BLD016 (pins), BLD019 (a worker).
+    Raises: FRO007, QNT021 and QNT022 (import), BCKxxx and VED005 (backend), BLD016 (pins), BLD019
+    (a worker).
     """
     from ..frontend.declarations import declared_parameters
 
     progress("importing the model")
-    module = import_shared(config, options.last_token_only, dump_ir)
+    module = import_shared(config, quantization, options.last_token_only, dump_ir)
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
@@ -105,14 +109,19 @@ def _binaries(
         yield compile_bucket(module, name, bucket, options, dump_ir)
 
 
-def import_shared(config: Any, last_token_only: bool, dump_ir: Path | None) -> ModuleOp:
+def import_shared(
+    config: Any, quantization: Quantization | None, last_token_only: bool, dump_ir: Path | None
+) -> ModuleOp:
     """What all buckets share: outlined blocks over paged caches, sizes still open."""
     import torch
 
     from ..frontend.torch_import import import_model
+    from ..passes.import_fp8_quantization import describe_quantization
     from ..passes.pipeline import import_phase, model_phase, run_passes
 
     module = import_model(config, torch.bfloat16)
+    if quantization is not None:
+        describe_quantization(module, quantization)
     passes = [*import_phase(), *model_phase(rows=1 if last_token_only else "all")]
     run_passes(module, passes, dump_dir=dump_ir)
     return module

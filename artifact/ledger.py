@@ -1,8 +1,9 @@
 """`quantization_ledger.json`: what became of every tensor of the checkpoint, and whether it may.
 
-Anything but `exact` fails a build unless the user allows it by name. Two sources allow themselves,
-with a warning: tensors of a GGUF file are `dequantized` by design, and what a Furiosa directory
-says is `unverified`, because its format is not public.
+Anything but `exact` fails a build unless the user allows it by name. Three sources allow
+themselves, with a warning: tensors of a GGUF file are `dequantized` by design; what a Furiosa
+directory says is `unverified`, because its format is not public; and a checkpoint in f32 or f16
+that is not quantised is rounded to bf16, in which everything is computed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ anew. dequantized: wider type. dropped: not in the artifact. unverified: depends
 
 Source = FormatName | Literal["plain", "gguf"]
 
-ALLOWS_ITSELF: Mapping[Source, Verdict] = {"gguf": "dequantized", "furiosa": "unverified"}
+ALLOWS_ITSELF: Mapping[Source, Verdict] = {
+    "plain": "requantized",
+    "gguf": "dequantized",
+    "furiosa": "unverified",
+}
 """Source -> the verdict that is a warning there, not an error."""
 
 
@@ -118,6 +123,18 @@ def check_losses(ledger: Ledger, allow_lossy: Sequence[str]) -> tuple[LedgerRow,
     if refused:
         raise errors.loss_not_allowed(refused)
     return tuple(lossy)
+
+
+def show_losses(rows: Sequence[LedgerRow]) -> list[str]:
+    """A line for each verdict and reason, with how many tensors it is about."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row.scheme_in, row.verdict, row.reason), []).append(row.tensor)
+    return [
+        f"{len(names):,} {'tensor is' if len(names) == 1 else 'tensors are'} {verdict} "
+        f"({scheme}, such as {names[0]}): {reason}"
+        for (scheme, verdict, reason), names in groups.items()
+    ]
 
 
 def _row(name: str, scheme: str, decision: Decision | None, remark: str = "") -> LedgerRow:

@@ -1,7 +1,9 @@
-"""How the weights of a model are quantised: from its checkpoint, or from a directory beside it."""
+"""How a model is quantised, from its checkpoint or from a directory beside it, and what is lost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -9,12 +11,51 @@ import numpy as np
 
 from .. import errors
 from ..frontend.checkpoint import Checkpoint
-from ..frontend.parameters import ParameterSpec
+from ..frontend.parameters import BoundParameters, ParameterSpec, bind_parameters
+from ..frontend.quantization.codes import check_codes
 from ..frontend.quantization.declared import DeclaredTensors
-from ..frontend.quantization.furiosa import FuriosaDirectory, describe
+from ..frontend.quantization.furiosa import FORMAT_FILE, FuriosaDirectory, describe
+from ..frontend.quantization.quantizing import quantizing
 from ..frontend.quantization.reader import read_quantization
+from ..frontend.quantization.scales import check_scale_values
 from ..frontend.source import ModelSource
 from ..models.quantization import Quantization
+from ..models.quantization_support import unsupported
+from .ledger import Ledger, make_gguf_ledger, make_ledger
+from .losses import losses
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """The tensors of a model, and how they are quantised."""
+
+    source: ModelSource
+    described: Quantization | None
+    """As checkpoint or directory say it; None if nothing is quantised."""
+    compiled: Quantization | None
+    """As `checkpoint` has it: codes and scales under names of their own."""
+    checkpoint: Checkpoint
+    """What parameters are read from; without weights, their shapes and types alone."""
+
+    def bind(self, declared: Iterable[ParameterSpec]) -> BoundParameters:
+        """The parameters, found to fit. Raises: CKP005."""
+        return bind_parameters(declared, self.checkpoint, tied=self.source.tied)
+
+    def ledger(self, bound: BoundParameters | None) -> Ledger:
+        """A row for each tensor of the checkpoint; values are looked at if there are `bound` ones.
+
+        Raises: QNT005 for scales, QNT011 for codes.
+        """
+        checkpoint = self.source.checkpoint if self.source.has_weights else self.checkpoint
+        if self.source.kind == "gguf":
+            return make_gguf_ledger(checkpoint.tensors)
+        decisions, remarks = {}, {}
+        if bound is not None:
+            decisions = losses(bound)
+            if self.compiled is not None and self.described is not None:
+                check_scale_values(self.compiled, self.checkpoint.path, self.checkpoint.read)
+                remarks = check_codes(self.described, checkpoint)
+        return make_ledger(self.described, checkpoint.tensors, decisions, remarks)
 
 
 def open_directory(path: str | Path) -> FuriosaDirectory:
@@ -25,18 +66,36 @@ def open_directory(path: str | Path) -> FuriosaDirectory:
     return FuriosaDirectory.open(directory)
 
 
-def open_quantization(source: ModelSource, beside: FuriosaDirectory | None) -> Quantization | None:
-    """None if the model is not quantised. `beside` is a quantisation of its plain checkpoint.
+def open_tensors(source: ModelSource, beside: FuriosaDirectory | None) -> ModelTensors:
+    """`beside` is a quantisation of the source's plain checkpoint.
 
     Without weights, the checkpoint's tensors are those that the config gives.
-    Raises: QNT001 to QNT004, QNT007; FRO007 if the config does not make a model.
+    Raises: QNT001 to QNT004, QNT007, QNT022; FRO007 if the config does not make a model.
     """
-    if source.kind == "gguf" and beside is None:
-        return None
     checkpoint = source.checkpoint if source.has_weights else _declared(source)
-    if beside is not None:
-        return describe(beside, checkpoint)
-    return read_quantization(source.path, checkpoint)
+    stored = None
+    if source.kind != "gguf":
+        stored = read_quantization(source.path, checkpoint)
+    if beside is None:
+        _check_compiled(stored)
+        return ModelTensors(source, stored, stored, checkpoint)
+    file = str(beside.path / FORMAT_FILE)
+    if stored is not None or source.kind == "gguf":
+        method = source.kind if stored is None else stored.format
+        problem = f"`{source.name}` is quantised already, as {method}"
+        raise errors.quantization_config_contradicted(file, [problem])
+    described = describe(beside, checkpoint)
+    check_scale_values(described, file, beside.read)
+    compiled, quantized = quantizing(checkpoint, described, beside.read)
+    _check_compiled(compiled)
+    return ModelTensors(source, described, compiled, quantized)
+
+
+def _check_compiled(quantization: Quantization | None) -> None:
+    """Raises: QNT022 before the model is imported, which takes longer."""
+    refused = unsupported(quantization) if quantization is not None else []
+    if refused:
+        raise errors.quantization_not_compiled(refused)
 
 
 def _declared(source: ModelSource) -> Checkpoint:

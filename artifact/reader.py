@@ -24,6 +24,7 @@ from ..models.config_types import Bucket
 from ..runtime_sim.pipeline_timing import PipelineTiming, time_stages
 from ..runtime_sim.timing import ProgramTiming, time_program
 from . import schema
+from .ledger import LEDGER_FILE, Ledger
 from .schema import ArtifactDescription, Manifest, RuntimeConfig, Sharding
 
 HASH_CHUNK_BYTES = 1 << 20
@@ -57,6 +58,13 @@ class Artifact:
         if not self.has_file(schema.SHARDING_FILE):
             return None
         return schema.read_json(Sharding, self.file(schema.SHARDING_FILE))
+
+    @cached_property
+    def ledger(self) -> Ledger | None:
+        """`quantization_ledger.json`; None if an older version built it. Raises: ART006, ART007."""
+        if not self.has_file(LEDGER_FILE):
+            return None
+        return schema.read_json(Ledger, self.file(LEDGER_FILE))
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:

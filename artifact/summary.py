@@ -49,6 +49,7 @@ def summarize_artifact(path: Path) -> dict[str, Any]:
             for entry, bucket in zip(manifest.binaries, artifact.buckets, strict=True)
         ],
         "parameters": _parameters(artifact),
+        "ledger": artifact.ledger and artifact.ledger.model_dump(mode="json"),
         "sharding": artifact.sharding and artifact.sharding.model_dump(mode="json"),
     }
 

@@ -111,6 +111,12 @@ def _warn(message: str) -> None:
     help="What Furiosa's quantiser wrote about MODEL: qformat.yaml and qparam.npy.",
 )
 @click.option(
+    "--allow-lossy",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tensors that need not be carried over exactly, by a pattern of names. Repeatable.",
+)
+@click.option(
     "--paged-attention-num-blocks",
     type=int,
     metavar="N",

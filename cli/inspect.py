@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def _print_artifact(summary: dict[str, Any]) -> None:
             ("parts of sums exchanged as", parallel["partial_sum"]),
             ("parameters", f"{sum(p['elements'] for p in parameters):,}"),
             ("parameter tensors", f"{len(parameters):,}"),
+            (
+                "checkpoint tensors",
+                _verdicts(summary["ledger"]) if summary["ledger"] else "unknown",
+            ),
             ("tokenizer", "yes" if summary["tokenizer"] else "no"),
         ],
     )
@@ -68,8 +73,41 @@ def _print_artifact(summary: dict[str, Any]) -> None:
             for bucket in summary["buckets"]
         ],
     )
+    if summary["ledger"] is not None:
+        _print_ledger(summary["ledger"])
     if summary["sharding"] is not None:
         _print_sharding(summary["sharding"])
+
+
+def _verdicts(ledger: dict[str, Any]) -> str:
+    """Such as `290 exact, 1 dropped`."""
+    verdicts = Counter(row["verdict"] for row in ledger["rows"])
+    return ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.most_common())
+
+
+def _print_ledger(ledger: dict[str, Any]) -> None:
+    """Equal tensors of all layers are one row; nothing, if no tensor is quantised or changed."""
+    from ..artifact.profile import LAYER
+    from .tables import print_table
+
+    if ledger["source"] == "plain" and all(row["verdict"] == "exact" for row in ledger["rows"]):
+        return
+    counts = Counter(
+        (
+            *(LAYER.sub(".*", row[key]) for key in ("tensor", "scheme_in", "scheme_out")),
+            row["verdict"],
+            row["reason"],
+        )
+        for row in ledger["rows"]
+    )
+    print_table(
+        f"tensors of the checkpoint ({ledger['source']})",
+        ("tensor", "tensors", "stored as", "in the artifact", "verdict", "why"),
+        [
+            (tensor, f"{count:,}", stored, "the same" if held == stored else held, verdict, reason)
+            for (tensor, stored, held, verdict, reason), count in counts.items()
+        ],
+    )
 
 
 def _print_sharding(sharding: dict[str, Any]) -> None:

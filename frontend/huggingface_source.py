@@ -24,6 +24,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
+"""Fields that `quantization` reads: to transformers, the model is the unquantised one."""
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt")
 """Older tokenizer formats, of which transformers makes a `tokenizer.json`."""
 
@@ -36,7 +38,7 @@ class HuggingFaceSource(ModelSource):
 
     @staticmethod
     def open(name: str, directory: Path) -> HuggingFaceSource:
-        """Raises: FRO003, FRO004, FRO005, FRO006."""
+        """Raises: FRO003, FRO004, FRO005."""
         return HuggingFaceSource(name, directory, _load_config(directory))
 
     @property
@@ -84,13 +86,13 @@ def _convert_tokenizer(directory: Path) -> bytes:
 
 
 def _load_config(directory: Path) -> Any:
-    """The config of a text decoder that is not quantised. Raises: FRO003 to FRO006."""
+    """The config of a text decoder, as if it was not quantised. Raises: FRO003 to FRO005."""
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise errors.config_missing(str(directory))
     fields = _read_json(file)
-    _refuse_quantized(directory, fields)
-    return load_config(file, fields)
+    plain = {key: value for key, value in fields.items() if key not in QUANTIZATION_FIELDS}
+    return load_config(file, plain)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -101,25 +103,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise errors.config_invalid(str(file), "it is not a JSON object")
     return fields
-
-
-def _refuse_quantized(directory: Path, fields: dict[str, Any]) -> None:
-    """Raises: FRO006 for any quantised checkpoint, however it says so."""
-    scheme = fields.get("quantization_config") or fields.get("compression_config")
-    if scheme:
-        raise errors.quantized_checkpoint(str(directory / CONFIG_FILE), _scheme_name(scheme))
-    modelopt = directory / "hf_quant_config.json"
-    if modelopt.is_file():
-        scheme = _read_json(modelopt).get("quantization", {})
-        raise errors.quantized_checkpoint(str(modelopt), f"modelopt {_scheme_name(scheme)}".strip())
-
-
-def _scheme_name(scheme: Any) -> str:
-    """Such as `compressed-tensors float-quantized` or `fp8`."""
-    if not isinstance(scheme, dict):
-        return str(scheme)
-    keys = ("quant_method", "quant_algo", "format", "bits", "weight_block_size")
-    return " ".join(str(scheme[key]) for key in keys if scheme.get(key))
 
 
 def load_config(file: Path, fields: dict[str, Any]) -> Any:

@@ -5,7 +5,6 @@ Torch-free, so that an artifact can be given other weights without a compiler.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 
 from .. import errors
 from .checkpoint import Array, Checkpoint, TensorInfo
-from .safetensors_checkpoint import STORED_NAMES
 
 PLAIN_FLOATS = frozenset(
     np.dtype(t) for t in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)
@@ -46,13 +44,6 @@ class BoundParameters:
     """Parameter -> name of its tensor; they differ only for tied parameters."""
     extra: tuple[str, ...]
     """Tensors of the checkpoint that the model does not use."""
-
-    def conversions(self) -> dict[str, int]:
-        """How many of the parameters are stored in a type that is not the declared one, by type."""
-        stored = (self.checkpoint.tensors[name].stored for name in self.specs)
-        declared = (spec.dtype for spec in self.specs.values())
-        changed = (s for s, d in zip(stored, declared, strict=True) if s != STORED_NAMES.get(d))
-        return dict(Counter(changed))
 
     def __call__(self, name: str) -> Array:
         return self.read(name)

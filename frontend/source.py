@@ -70,7 +70,7 @@ def open_model(model: str | Path, *, weights: bool = True) -> ModelSource:
     A hub id is looked up in the local cache and downloaded if need be; without `weights` only the
     config and the tokenizer are.
 
-    Raises: FRO001 to FRO006 for what is no usable model, GGF001 to GGF004 for a GGUF file.
+    Raises: FRO001 to FRO005 for what is no usable model, GGF001 to GGF004 for a GGUF file.
     """
     from .gguf_source import GgufSource
     from .huggingface_source import HuggingFaceSource

@@ -22,6 +22,7 @@ from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.frontend.parameters import ParameterSpec
 from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsFile
 from furiosa_llm.models.config_types import Bucket, SchedulerConfig
+from furiosa_llm.models.quantization import Quantization
 from furiosa_llm.passes.shard_report import Exchange, ShardReport, TensorCut
 
 BUCKETS: dict[str, Any] = {"prefill_buckets": [(1, 16)], "decode_buckets": [(1, 32), (4, 32)]}
@@ -58,6 +59,7 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def compile_model(
         config: Any,
+        quantization: Quantization | None,
         buckets: Sequence[Bucket],
         options: CompileOptions,
         dump_ir: Path | None,
@@ -94,6 +96,7 @@ def test_an_artifact_holds_binaries_weights_tokenizer_and_configs(
         "manifest.json",
         "params-00001-of-00001.safetensors",
         "prefill-1-16.vedf",
+        "quantization_ledger.json",
         "runtime_config.json",
         "tokenizer.json",
         "tokenizer_config.json",

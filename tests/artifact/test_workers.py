@@ -26,7 +26,7 @@ OPTIONS = CompileOptions(level=0)
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     model = make_model("llama", tmp_path_factory.mktemp("zoo") / "tiny-llama")
-    module = import_shared(open_model(model).config, last_token_only=True, dump_ir=None)
+    module = import_shared(open_model(model).config, None, last_token_only=True, dump_ir=None)
     return Shared(print_module(module), "LlamaForCausalLM", OPTIONS, dump_ir=None)
 
 

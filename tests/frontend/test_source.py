@@ -203,31 +203,12 @@ def test_what_is_no_known_text_decoder_is_refused(
     assert f"`{named}`" in caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("scheme", "named"),
-    [
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8 [128, 128]"),
-        ({"quant_method": "gptq", "bits": 4}, "gptq 4"),
-    ],
-)
-def test_a_quantised_checkpoint_is_refused_by_its_scheme(
-    config: Path, scheme: dict[str, Any], named: str
-) -> None:
-    change(config, quantization_config=scheme)
-    with pytest.raises(CompileError) as caught:
-        open_model(config.parent)
-    assert caught.value.code == "FRO006"
-    assert named in caught.value.message
-
-
-def test_a_modelopt_checkpoint_is_refused(config: Path) -> None:
-    scheme = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
-    (config.parent / "hf_quant_config.json").write_text(json.dumps(scheme))
-    with pytest.raises(CompileError) as caught:
-        open_model(config.parent)
-    assert caught.value.code == "FRO006"
-    assert "modelopt FP8" in caught.value.message
+def test_the_config_is_that_of_the_unquantised_model(config: Path) -> None:
+    plain = open_model(config.parent).config
+    change(config, quantization_config={"quant_method": "gptq", "bits": 4})
+    found = open_model(config.parent).config
+    assert not hasattr(found, "quantization_config")
+    assert found.to_dict() == plain.to_dict()
 
 
 # --- tokenizers ---
