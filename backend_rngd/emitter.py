@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from xdsl.dialects.builtin import UNKNOWN_LOC, LocationAttr
@@ -108,7 +109,7 @@ class ActivationShape:
     groups: int = 1
     deal: int | None = None
 
-    @property
+    @cached_property
     def per_slice(self) -> int:
         """C, features per slice and token if all slices divide them."""
         return features_per_slice(self.order)
@@ -118,7 +119,7 @@ class ActivationShape:
         """Slices that hold a token."""
         return SLICES_PER_PE // self.groups
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """Positions of a token that stand together in a slice."""
         return self.per_slice if self.groups == 1 else unit_positions(self.order, self.ring)
@@ -141,7 +142,7 @@ class ActivationShape:
     def size_bytes(self) -> int:
         return (self.units - 1) * self.unit_bytes + self.tokens * self.row_bytes
 
-    @property
+    @cached_property
     def slices_used(self) -> int:
         """Slices that hold at least one position of the order."""
         return -(-self.order.positions // self.per_slice)
@@ -297,16 +298,15 @@ class Emitter:
             valid_slices=0 if valid_slices == SLICES_PER_PE else valid_slices,
         )
         refs = {"a": a, "b": b, "trf": trf, "vrf": vrf, "out": out}
-        named = {name: ref for name, ref in refs.items() if ref is not None}
+        self.append_exec(command, {name: ref for name, ref in refs.items() if ref is not None})
+
+    def append_exec(self, command: Exec, refs: Mapping[str, Ref]) -> None:
+        """A pass whose ports, by name, stand at these places."""
         self.append(
             ExecOp(
                 command,
-                a=a.buffer if a else None,
-                b=b.buffer if b else None,
-                trf=trf.buffer if trf else None,
-                vrf=vrf.buffer if vrf else None,
-                out=out.buffer,
-                steps={name: ref.steps for name, ref in named.items()},
+                **{name: ref.buffer for name, ref in refs.items()},
+                steps={name: ref.steps for name, ref in refs.items()},
             )
         )
 
@@ -328,7 +328,7 @@ class Emitter:
         n, source_strides, destination_strides = _transposed(
             [loop for loop in loops if loop[0] > 1], 3
         )
-        self._append_dma(
+        self.append_dma(
             Dma(
                 Head(Context.DMA),
                 n,
@@ -373,7 +373,7 @@ class Emitter:
         n, source_strides, destination_strides, index_strides = _transposed(
             [loop for loop in loops if loop[0] > 1], 4
         )
-        self._append_dma(
+        self.append_dma(
             Dma(
                 Head(Context.DMA),
                 n,
@@ -388,9 +388,10 @@ class Emitter:
             index,
         )
 
-    def _append_dma(
+    def append_dma(
         self, command: Dma, source: Ref, destination: Ref, index: Ref | None = None
     ) -> None:
+        """A transfer between these places."""
         refs = {"source": source, "destination": destination, "index": index}
         self.append(
             DmaOp(

@@ -240,7 +240,7 @@ class ExecOp(IRDLOperation):
         self,
         command: Exec,
         *,
-        a: SSAValue | None,
+        a: SSAValue | None = None,
         b: SSAValue | None = None,
         trf: SSAValue | None = None,
         vrf: SSAValue | None = None,

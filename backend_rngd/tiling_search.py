@@ -4,18 +4,23 @@ The contexts overlap, so a tiling costs what its busiest context does, and what 
 what comes before the first product and after the last load. Candidates are
 few, because everything else follows: loads that are long enough for their start-up cost to vanish
 and short enough that several are in memory, and register files filled to half or to the whole.
+
+What commands cost only grows while they are emitted, so a candidate that has become dearer than
+the best one is given up there.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from xdsl.ir import Block, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 
-from .emitter import ActivationShape, Emitter, Ref
-from .isa.cost import dma_cost, exec_cost
+from .emitter import UNROLL_LIMIT, ActivationShape, Emitter, Index, Ref
+from .isa.cost import dma_cost, exec_cost, without_addresses
 from .isa.cost_exchange import message_cycles
 from .isa.dtypes import DType
 from .isa.instructions import Context, Dma, Exec, Sink
@@ -73,23 +78,40 @@ class ProductKey:
         return shape_of_product(x, y, self.weight_dtype, self.may_repeat)
 
 
+@functools.lru_cache(maxsize=1024)
 def search(key: ProductKey, machine: Machine) -> MatmulTiling:
     """The tiling that costs least."""
-    return cheapest(_priced(key, machine))
+    return cheapest(_priced(key, _possible(key), machine))
 
 
 def runner_up(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> MatmulTiling | None:
     """The best of the others; None if there is no other."""
-    others = [t for t in _priced(key, machine) if t != tiling]
-    return cheapest(others) if others else None
+    others = [t for t in _possible(key) if t != replace(tiling, predicted=None)]
+    return cheapest(_priced(key, others, machine)) if others else None
 
 
-@functools.lru_cache(maxsize=1024)
-def _priced(key: ProductKey, machine: Machine) -> list[MatmulTiling]:
+def _possible(key: ProductKey) -> list[MatmulTiling]:
     # A kernel that streams weights adds no residual.
     roles = {Role.TOKENS} if key.residual else set(Role)
-    found = (t for t in candidates(key.shape) if t.role in roles)
-    return [replace(t, predicted=predict(key, t, machine)) for t in found]
+    return [t for t in candidates(key.shape) if t.role in roles]
+
+
+def _priced(
+    key: ProductKey, tilings: Sequence[MatmulTiling], machine: Machine
+) -> list[MatmulTiling]:
+    """Those that may be the cheapest, in their order."""
+
+    def streams_weights_again(number: int) -> bool:
+        return tilings[number].role == Role.WEIGHTS and tilings[number].tokens < key.tokens
+
+    limit, priced = math.inf, {}
+    # What is rarely best comes last: it is given up early, as the limit is low then.
+    for number in sorted(range(len(tilings)), key=streams_weights_again):
+        cycles = _cycles_within(limit, key, tilings[number], machine)
+        if cycles is not None:
+            limit = min(limit, cycles.score * (1 + INDIFFERENT))
+            priced[number] = replace(tilings[number], predicted=cycles)
+    return [priced[number] for number in sorted(priced)]
 
 
 def cheapest(priced: list[MatmulTiling]) -> MatmulTiling:
@@ -202,11 +224,28 @@ def _groups_stream(shape: MatmulShape) -> Iterator[MatmulTiling]:
 
 def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
     """What the commands of a tiling cost, as far as they overlap."""
-    block = Block()
-    emit = Emitter(block)
-    weight, vector, zeros, scale = (
-        Ref(block.insert_arg(BufferType(Memory.HBM, 0), i)) for i in range(4)
-    )
+    cycles = _cycles_within(math.inf, key, tiling, machine)
+    assert cycles is not None
+    return cycles
+
+
+def _cycles_within(
+    limit: float, key: ProductKey, tiling: MatmulTiling, machine: Machine
+) -> Cycles | None:
+    """What a tiling costs; None if its score is above `limit`."""
+    emit = _PricedEmitter(Block(), machine, limit)
+    try:
+        _emit_product(emit, key, tiling)
+    except _AboveLimit:
+        return None
+    cycles = emit.price.cycles
+    return cycles if cycles.score <= limit else None  # the end of a loop is no command
+
+
+def _emit_product(emit: Emitter, key: ProductKey, tiling: MatmulTiling) -> None:
+    """The product alone, between buffers of its own."""
+    hbm = BufferType(Memory.HBM, 0)
+    weight, vector, zeros, scale = (Ref(emit.block.insert_arg(hbm, i)) for i in range(4))
     x = emit.activation(key.x, key.tokens, "x", groups=key.groups)
     residual = emit.activation(key.out, key.tokens, "residual", groups=key.groups)
     product = product_type(tiling)(
@@ -222,7 +261,6 @@ def predict(key: ProductKey, tiling: MatmulTiling, machine: Machine) -> Cycles:
         scales=_scales(emit, key, scale) if key.scales else None,
     )
     linear(product)
-    return block_cycles(block, machine)
 
 
 def _scales(emit: Emitter, key: ProductKey, weight: Ref) -> Scales:
@@ -237,18 +275,57 @@ def _scales(emit: Emitter, key: ProductKey, weight: Ref) -> Scales:
 
 def block_cycles(block: Block, machine: Machine, ranks: int = 1) -> Cycles:
     """What a block's commands cost each of `ranks`, as far as they overlap in their order."""
-    return _Price(machine, ranks).of(block)
+    price = _Price(machine, ranks)
+    for op in block.ops:
+        price.add(op)
+    return price.cycles
 
 
 # The tiles of a product, and those of other tilings, mostly run the same commands.
 @functools.lru_cache(maxsize=8192)
-def _exec_cycles(command: Exec, machine: Machine) -> int:
-    return exec_cost(plan_exec(command, ""), machine).total_cycles
+def _exec_cycles(shape: Exec, machine: Machine) -> int:
+    return exec_cost(plan_exec(shape, ""), machine).total_cycles
 
 
 @functools.lru_cache(maxsize=8192)
 def _dma_cycles(command: Dma, machine: Machine, ranks: int) -> int:
     return dma_cost(plan_dma(command, ""), machine, ranks).total_cycles
+
+
+class _AboveLimit(Exception):
+    """The commands so far cost more than a limit."""
+
+
+class _PricedEmitter(Emitter):
+    """Prices commands instead of keeping them; raises `_AboveLimit` above a score of `limit`."""
+
+    def __init__(self, block: Block, machine: Machine, limit: float) -> None:
+        super().__init__(block)
+        self.price = _Price(machine, ranks=1)
+        self._limit = limit
+
+    def append_exec(self, command: Exec, refs: Mapping[str, Ref]) -> None:
+        reads = [ref.buffer for name, ref in refs.items() if name != "out"]
+        self.price.exec(command, reads, refs["out"].buffer)
+        self._check()
+
+    def append_dma(
+        self, command: Dma, source: Ref, destination: Ref, index: Ref | None = None
+    ) -> None:
+        self.price.dma(command, source.buffer, destination.buffer)
+        self._check()
+
+    def _check(self) -> None:
+        if self.price.cycles.score > self._limit:
+            raise _AboveLimit
+
+    def loop(self, count: int, straight: int = UNROLL_LIMIT) -> Iterator[Index]:
+        turns = super().loop(count, straight)
+        if count <= straight:
+            yield from turns
+            return
+        with self.price.repeated(count):
+            yield from turns
 
 
 class _Price:
@@ -267,50 +344,68 @@ class _Price:
         self._free: dict[tuple[Context, bool], int] = {}
         self._written: dict[SSAValue, int] = {}
         self._end = 0
+        self._times = 1
 
-    def of(self, block: Block) -> Cycles:
-        self._walk(block, 1)
+    @property
+    def cycles(self) -> Cycles:
+        """Of the commands so far; none of them becomes less with another command."""
         busy = self._busy
         total = max(self._end, *busy.values())
         return Cycles(busy[Context.MAIN], busy[Context.SUB], busy[Context.DMA], total)
 
-    def _walk(self, block: Block, times: int) -> None:
-        for op in block.ops:
-            match op:
-                case DmaOp():
-                    cycles = _dma_cycles(op.dma, self._machine, self._ranks)
-                    self._run(Context.DMA, False, cycles, times, [op.source], op.destination)
-                case ExecOp():
-                    cycles = _exec_cycles(op.exec, self._machine)
-                    fills = op.exec.commit.sink != Sink.DM
-                    reads = [value for name, value in op.ports().items() if name != "out"]
-                    self._run(op.exec.head.context, fills, cycles, times, reads, op.out)
-                case ArriveOp():
-                    sent = max(self._delivered, self._written[op.buffer])
-                    self._delivered = sent + message_cycles(self._machine, self._ranks)
-                    self._written[op.buffer] = self._delivered
-                    self._end = max(self._end, self._delivered)
-                case RepeatOp():
-                    start, turns = self._end, op.count.value.data
-                    self._walk(op.body.block, times * turns)
-                    self._end += (turns - 1) * (self._end - start)
-                    self._free = dict.fromkeys(self._free, self._end)
-                case _:
-                    assert isinstance(op, AllocOp | WorkOp | TilingOp), op.name
+    @contextmanager
+    def repeated(self, turns: int) -> Iterator[None]:
+        """What is added meanwhile is the body of a loop, whose turns do not overlap."""
+        start = self._end
+        self._times *= turns
+        yield
+        self._times //= turns
+        self._end += (turns - 1) * (self._end - start)
+        self._free = dict.fromkeys(self._free, self._end)
+
+    def add(self, op: Operation) -> None:
+        """The next command."""
+        match op:
+            case DmaOp():
+                self.dma(op.dma, op.source, op.destination)
+            case ExecOp():
+                reads = [value for name, value in op.ports().items() if name != "out"]
+                self.exec(op.exec, reads, op.out)
+            case ArriveOp():
+                sent = max(self._delivered, self._written[op.buffer])
+                self._delivered = sent + message_cycles(self._machine, self._ranks)
+                self._written[op.buffer] = self._delivered
+                self._end = max(self._end, self._delivered)
+            case RepeatOp():
+                with self.repeated(op.count.value.data):
+                    for inner in op.body.block.ops:
+                        self.add(inner)
+            case _:
+                assert isinstance(op, AllocOp | WorkOp | TilingOp), op.name
+
+    def dma(self, command: Dma, source: SSAValue, destination: SSAValue) -> None:
+        """The next command is a transfer."""
+        cycles = _dma_cycles(command, self._machine, self._ranks)
+        self._run(Context.DMA, False, cycles, [source], destination)
+
+    def exec(self, command: Exec, reads: Sequence[SSAValue], out: SSAValue) -> None:
+        """The next command is a pass."""
+        cycles = _exec_cycles(without_addresses(command), self._machine)
+        fills = command.commit.sink != Sink.DM
+        self._run(command.head.context, fills, cycles, reads, out)
 
     def _run(
         self,
         context: Context,
         fills: bool,
         cycles: int,
-        times: int,
         reads: Sequence[SSAValue],
         out: SSAValue,
     ) -> None:
         queue = context, fills
         start = max([self._free.get(queue, 0), *(self._written.get(v, 0) for v in reads)])
         finish = start + cycles
-        self._busy[context] += cycles * times
+        self._busy[context] += cycles * self._times
         self._free[queue] = finish
         self._written[out] = max(self._written.get(out, 0), finish)
         self._end = max(self._end, finish)

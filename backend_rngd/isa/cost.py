@@ -6,6 +6,20 @@
 from __future__ import annotations
 
 from .cost_dma import DmaCost, dma_cost
-from .cost_exec import ExecCost, exec_cost, multiplied_kind, uses_vector_engine
+from .cost_exec import (
+    ExecCost,
+    exec_cost,
+    multiplied_kind,
+    uses_vector_engine,
+    without_addresses,
+)
 
-__all__ = ["DmaCost", "ExecCost", "dma_cost", "exec_cost", "multiplied_kind", "uses_vector_engine"]
+__all__ = [
+    "DmaCost",
+    "ExecCost",
+    "dma_cost",
+    "exec_cost",
+    "multiplied_kind",
+    "uses_vector_engine",
+    "without_addresses",
+]

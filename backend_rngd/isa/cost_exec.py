@@ -64,12 +64,15 @@ class _Shape:
 
 def exec_cost(plan: ExecPlan, machine: Machine) -> ExecCost:
     """Cycles of `plan` on `machine`; computed once per shape."""
-    c = plan.command
+    return _exec_cost(_Shape(without_addresses(plan.command), plan), machine)
+
+
+def without_addresses(c: Exec) -> Exec:
+    """What the cost of a command depends on: the same command at address 0 of every port."""
     a, b, trf, vrf, out = (
         Port(dtype=port.dtype) for port in (c.a, c.b, c.trf, c.vrf, c.commit_port)
     )
-    shape = replace(c, a=a, b=b, trf=trf, vrf=vrf, commit_port=out)
-    return _exec_cost(_Shape(shape, plan), machine)
+    return replace(c, a=a, b=b, trf=trf, vrf=vrf, commit_port=out)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -93,6 +93,7 @@ def _shipped(name: str) -> Machine:
     return parse_machine(text, name)
 
 
+@functools.cache
 def shipped_machines() -> tuple[str, ...]:
     """Names of the descriptions that come with the package."""
     files = (entry.name for entry in _machines_folder().iterdir())

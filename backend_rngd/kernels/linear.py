@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from xdsl.dialects.builtin import LocationAttr
 
@@ -141,7 +142,7 @@ class Product:
         """Slices of a part: they exchange their positions of x."""
         return SLICES_PER_PE // self.parts
 
-    @property
+    @cached_property
     def k_slices(self) -> int:
         """Source slices of a part."""
         return min(self.ring, self.x.slices_read)
@@ -150,7 +151,7 @@ class Product:
     def k_chunks(self) -> int:
         return self.x.per_slice // CHUNK
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk of K of all source slices of a part, in a row of the register file."""
         return self.k_slices * CHUNK_BYTES
@@ -213,7 +214,9 @@ class Product:
             # A long run for each of some slices may pass unevenly over HBM's channels; so may
             # short turns, if what lies between two slices is a large power of two.
             nests.append(([*loops, (turns, TURN_BYTES, TURN_BYTES), slice_loop], TURN_BYTES))
-        loops, run = min(nests, key=lambda nest: _shared_load_cycles(*nest))
+        if len(nests) > 1:
+            nests.sort(key=lambda nest: _shared_load_cycles(*nest))
+        loops, run = nests[0]
         emit.dma(loops, run, first.at(chunk * hbm_chunk), buffer)
         return buffer
 

@@ -8,6 +8,7 @@ rows of slice n (or of a chunk of them); unit n of K is source slice n (or one c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..emitter import Activation, Emitter, Ref
 from ..isa.dtypes import DType
@@ -37,7 +38,7 @@ class GroupedProduct(Product):
     def ring(self) -> int:
         return self.x.ring
 
-    @property
+    @cached_property
     def k_slices(self) -> int:
         """Source slices of a group."""
         return min(self.ring, self.x.slices_read)
@@ -46,7 +47,7 @@ class GroupedProduct(Product):
     def k_chunks(self) -> int:
         return self.x.units if self._by_units else self.x.per_slice // CHUNK
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk in a row of the register file."""
         return (1 if self._by_units else self.x.units) * self.k_slices * CHUNK_BYTES

@@ -10,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_decoder import Decoder
 from xdsl.context import Context
+from xdsl.ir import Block
 
+from furiosa_llm.backend_rngd import tiling_search
+from furiosa_llm.backend_rngd.emitter import Emitter, Ref
 from furiosa_llm.backend_rngd.isa.dtypes import DType
+from furiosa_llm.backend_rngd.isa.instructions import Exec
 from furiosa_llm.backend_rngd.isa.layout import heads, plain
 from furiosa_llm.backend_rngd.isa.machine import load_machine
+from furiosa_llm.backend_rngd.isa.plan import Memory
 from furiosa_llm.backend_rngd.kernels.linear import _objection, check_tiling, group_chunks
-from furiosa_llm.backend_rngd.rngd import TilingOp
+from furiosa_llm.backend_rngd.rngd import BufferType, TilingOp
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.backend_rngd.tiling import (
     Cycles,
@@ -26,7 +31,18 @@ from furiosa_llm.backend_rngd.tiling import (
     parse_tiling,
     pinned,
 )
-from furiosa_llm.backend_rngd.tiling_search import ProductKey, predict, runner_up, score, search
+from furiosa_llm.backend_rngd.tiling_search import (
+    ProductKey,
+    _cycles_within,
+    _emit_product,
+    block_cycles,
+    candidates,
+    cheapest,
+    predict,
+    runner_up,
+    score,
+    search,
+)
 from furiosa_llm.errors import CompileError
 from furiosa_llm.models.config_types import Bucket
 
@@ -178,6 +194,74 @@ def test_the_search_is_within_5_percent_of_all_tilings(name: str) -> None:
     found = search(key, machine)
     every = (replace(t, predicted=predict(key, t, machine)) for t in _all_tilings(key))
     assert score(found) <= 1.05 * min(score(tiling) for tiling in every)
+
+
+LOOPS = ProductKey(plain(64), plain(64 * 16 * 165), 128)
+"""Its loads or its tiles are a loop, with some of the tilings."""
+
+
+@pytest.mark.parametrize("key", [*SMALL.values(), LOOPS], ids=[*SMALL, "loops"])
+def test_giving_candidates_up_changes_nothing(key: ProductKey) -> None:
+    machine = load_machine()
+    every = [replace(t, predicted=predict(key, t, machine)) for t in candidates(key.shape)]
+    found = search(key, machine)
+    assert found == cheapest(every)
+    others = [tiling for tiling in every if tiling != found]
+    assert runner_up(key, found, machine) == (cheapest(others) if others else None)
+
+
+@pytest.mark.parametrize("key", [*SMALL.values(), LOOPS], ids=[*SMALL, "loops"])
+def test_a_candidate_is_given_up_when_its_score_is_above_the_limit(key: ProductKey) -> None:
+    machine = load_machine()
+    for tiling in candidates(key.shape):
+        cycles = predict(key, tiling, machine)
+        assert _cycles_within(cycles.score, key, tiling, machine) == cycles
+        assert _cycles_within(cycles.score - 0.5, key, tiling, machine) is None
+
+
+@pytest.mark.parametrize("key", [*SMALL.values(), LOOPS], ids=[*SMALL, "loops"])
+def test_commands_cost_the_same_whether_they_are_kept_or_not(key: ProductKey) -> None:
+    machine = load_machine()
+    for tiling in candidates(key.shape):
+        emit = Emitter(Block())
+        _emit_product(emit, key, tiling)
+        assert block_cycles(emit.block, machine) == predict(key, tiling, machine)
+
+
+def test_the_turns_of_a_loop_cost_what_they_cost_written_out() -> None:
+    written_out, looped = (_twenty_turns(straight) for straight in (20, 1))
+    assert (looped.sub, looped.dma) == (written_out.sub, written_out.dma)
+    assert looped.total >= written_out.total
+    assert looped.total % 20 == 0
+
+
+def _twenty_turns(straight: int) -> Cycles:
+    """What loads and the fills that wait for them cost."""
+    emit = Emitter(block := Block())
+    source = Ref(block.insert_arg(BufferType(Memory.HBM, 0), 0))
+    for _ in emit.loop(20, straight):
+        loaded = emit.alloc(Memory.DM, 1024, "vector")
+        emit.load_slices(source, loaded, 1024)
+        emit.load_vrf(loaded, 256, "vector")
+    return block_cycles(block, load_machine())
+
+
+def test_what_is_too_dear_is_not_emitted_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, machine = ProductKey(plain(2048), plain(1024), 128), load_machine()
+    search.cache_clear()
+    priced: list[Exec] = []
+    price = tiling_search._Price.exec
+
+    def counted(self: Any, command: Exec, *buffers: Any) -> None:
+        priced.append(command)
+        price(self, command, *buffers)
+
+    monkeypatch.setattr(tiling_search._Price, "exec", counted)
+    for tiling in candidates(key.shape):
+        predict(key, tiling, machine)
+    in_all = len(priced)
+    search(key, machine)
+    assert 0 < len(priced) - in_all < in_all // 2
 
 
 def test_only_streamed_tokens_take_a_residual() -> None:
