@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from xdsl.ir import Block, Operation, SSAValue
 
-from ..ir import dist, nn, paged
+from ..ir import dist, nn, paged, quant
 from ..ir.types import shape_of
 from .kernels.elementwise import UNARY
-from .value_uses import Linear
+from .value_uses import Linear, before_codes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class ReducedResidual:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """The products of keys and of values, the keys' rotation, and what writes both."""
+    """The products of keys and of values, the keys' rotation, and what writes both.
+
+    Both may be made codes on the way.
+    """
 
     keys: nn.LinearOp
     values: nn.LinearOp
@@ -113,14 +116,15 @@ def keys_values(body: Block) -> dict[Operation, KeysValues]:
     for op in body.ops:
         if not isinstance(op, paged.WriteOp):
             continue
-        rope, before_rope = _through_views(op.k)
+        rope, before_rope = _through_views(before_codes(op.k))
         if not isinstance(rope, nn.RopeOp):
             continue
         keys, after_keys = _through_views(rope.x)
-        values, after_values = _through_views(op.v)
+        values, after_values = _through_views(before_codes(op.v))
         if not (isinstance(keys, nn.LinearOp) and isinstance(values, nn.LinearOp)):
             continue
-        own = {keys, values, rope, *before_rope, *after_keys, *after_values}
+        codes = {x.owner for x in (op.k, op.v) if isinstance(x.owner, quant.QuantizeOp)}
+        own = {keys, values, rope, *before_rope, *after_keys, *after_values, *codes}
         alone = all(_read_once(part.results[0]) for part in own)
         plain = keys.bias is None and values.bias is None
         if alone and plain and keys.x == values.x and keys is not values:

@@ -14,8 +14,9 @@ from .isa.rules import SLICES_PER_PE
 from .kernels.attention_tiling import dealt_run
 from .kernels.cache import collects_in_groups
 from .kernels.rope import rotates_in_groups
-from .supported import is_scalar
+from .supported import is_for_cache, is_scalar
 from .token_groups import GROUPS, divides, unit_positions
+from .value_uses import before_codes
 
 RING = SLICES_PER_PE // GROUPS
 TOKENS_RANK = 3
@@ -57,7 +58,9 @@ def _suits(
             one = shape_of(op.cache)[1] == 1 and sequences == 1
             return one and run is not None and divides(order(op.q), RING)
         case paged.WriteOp():
-            return collects_in_groups(order(op.k), RING, tokens)
+            return collects_in_groups(order(before_codes(op.k)), RING, tokens)
+        case quant.QuantizeOp():
+            return is_for_cache(op)
         case nn.BinaryOp():
             return is_scalar(op.b) or shape_of(op.a) == shape_of(op.b)
         case dist.AllReduceOp():

@@ -49,20 +49,22 @@ from .isa.layout import (
     Zeros,
     features_per_slice,
     heads,
+    one_number,
     plain,
 )
 from .isa.machine import load_machine
 from .isa.plan import Memory
 from .isa.rules import SLICES_PER_PE
 from .kernels import elementwise, rows
-from .kernels.attention import Inputs, PagedAttention
+from .kernels.attention import CacheScales, Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache, write_joined
 from .kernels.exchange import AllReduce, Piece, Summand, pieces, put
-from .kernels.linear import Product, check_tiling, linear
+from .kernels.linear import NUMBER_BYTES, Product, check_tiling, linear
 from .kernels.linear_groups import JoinedProduct, can_join, product_type
 from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
+from .kernels.rescale import load_number
 from .kernels.rope import load_angles, rope
 from .kernels.vocabulary import local_rows
 from .lower_quant import scale_names, scales_of, weight_dtype
@@ -102,6 +104,8 @@ class _ChunkState:
     """Where values stand that are to be summed over ranks."""
     own_parts: dict[SSAValue, tuple[Piece, ...]] = field(default_factory=dict)
     """Of sums over ranks, what this rank has summed."""
+    numbers: dict[SSAValue, Ref] = field(default_factory=dict)
+    """Parameters of one element that are in data memory."""
 
 
 @dataclass
@@ -235,6 +239,8 @@ class BlockLowering:
             case nn.ScaleOp():
                 x, factor = self._of(op.x), op.factor.value.data
                 self.values[op.y] = elementwise.with_scalar(self.emit, "nn.mul", x, factor, "scale")
+            case quant.QuantizeOp():
+                self.values[op.y] = self._quantized(op, self._of(op.x))
             case paged.WriteOp():
                 self._write(op)
             case paged.AttentionOp():
@@ -442,6 +448,8 @@ class BlockLowering:
         self.emit.location = fusion.rope.location
         rotated = rope(self.emit, y, self._angles(fusion.rope, y), "rotated")
         self.emit.location = op.location
+        if isinstance(op.k.owner, quant.QuantizeOp) and isinstance(op.v.owner, quant.QuantizeOp):
+            rotated, y = self._quantized(op.k.owner, rotated), self._quantized(op.v.owner, y)
         slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
         write_joined(self.emit, y, rotated, self._cache(op.cache), slots, INDEX_BYTES)
         return True
@@ -585,6 +593,18 @@ class BlockLowering:
         self._now.angles.append((op.position_ids, table, angles))
         return angles
 
+    def _quantized(self, op: quant.QuantizeOp, x: Activation) -> Activation:
+        """x as codes that are times one number."""
+        scale = self.emit.load_vrf(self._number(op.scale), NUMBER_BYTES // 4, "scale")
+        return elementwise.quantized(self.emit, x, scale, "codes")
+
+    def _number(self, value: SSAValue) -> Ref:
+        """A parameter of one element, in every slice's data memory."""
+        if value not in self._now.numbers:
+            number = self.parameter(value, one_number(shape_of(value)))
+            self._now.numbers[value] = load_number(self.emit, number)
+        return self._now.numbers[value]
+
     def _write(self, op: paged.WriteOp) -> None:
         cache = self._cache(op.cache)
         slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
@@ -603,8 +623,13 @@ class BlockLowering:
             (turn.splits, turn.keys): self.need(KeyIndex(splits=turn.splits, keys=turn.keys))
             for turn in rounds
         }
+        scales = None
+        if op.k_scale is not None and op.v_scale is not None:
+            scales = CacheScales(self._number(op.k_scale), self._number(op.v_scale))
         inputs = Inputs(
             cache=self._cache(op.cache),
+            cache_dtype=DType.BF16 if scales is None else DType.F8E4M3,
+            scales=scales,
             block_table=self.argument(op.block_table, chunk.first_sequence * table_row),
             table_row_bytes=0 if grouped else table_row,
             lengths=self._input(op.lengths, 0, WORD_BYTES),

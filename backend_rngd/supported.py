@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, SSAValue
 
@@ -25,6 +27,8 @@ def _reason(op: Operation) -> str | None:
     match op:
         case quant.LinearOp():
             return _reason_of_codes(op)
+        case quant.QuantizeOp() if is_for_cache(op):
+            return None
         case nn.RopeOp():
             turning, head_dim = 2 * len(op.inv_freq.get_values()), shape_of(op.x)[-1]
             return None if turning == head_dim else f"only {turning} of {head_dim} features turn"
@@ -76,6 +80,14 @@ def _reason_of_codes(op: quant.LinearOp) -> str | None:
     if op.x_scale is not None:
         return "inputs that are codes"
     return None
+
+
+def is_for_cache(op: quant.QuantizeOp) -> bool:
+    """Whether the codes, all times one number, go to the KV cache and nowhere else."""
+    users = [use.operation for use in op.y.uses]
+    return math.prod(shape_of(op.scale)) == 1 and all(
+        isinstance(user, paged.WriteOp) for user in users
+    )
 
 
 def is_scalar(value: SSAValue) -> bool:

@@ -15,6 +15,7 @@ attend, then come the operators after it. What crosses a cut stands in HBM.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from xdsl.context import Context
 from xdsl.dialects import func
@@ -379,7 +380,8 @@ class _ProgramLowering:
     def _cache(self, value: SSAValue, layer: int) -> RegionOp:
         _, kv_heads, _, head_dim = shape_of(value)
         padded = heads(kv_heads, head_dim, rotary=False).padded
-        io = CacheIo(layer=layer, kv_heads=kv_heads, head_dim=head_dim, padded=padded)
+        dtype: Literal["bf16", "f8e4m3"] = "f8e4m3" if paged.holds_codes(value) else "bf16"
+        io = CacheIo(layer=layer, kv_heads=kv_heads, head_dim=head_dim, padded=padded, dtype=dtype)
         return self._region(io, f"cache.{layer}", cache=io)
 
     def _output(self, need: Result) -> RegionOp:

@@ -39,7 +39,7 @@ def feature_orders(body: Block) -> dict[SSAValue, FeatureOrder]:
             case nn.RopeOp():
                 ask(op.x, rotary=True)
             case paged.WriteOp():
-                for value in (op.k, op.v):
+                for value in (before_codes(op.k), before_codes(op.v)):
                     if not isinstance(value.owner, nn.RopeOp):
                         ask(value, rotary=False)
             case paged.AttentionOp():
@@ -50,6 +50,11 @@ def feature_orders(body: Block) -> dict[SSAValue, FeatureOrder]:
                     if shape_of(operand)[-1] == shape_of(op.results[0])[-1] or _is_view(op):
                         asked.setdefault(operand, asked[op.results[0]])
     return asked
+
+
+def before_codes(value: SSAValue) -> SSAValue:
+    """What a value is the codes of, or else the value."""
+    return value.owner.x if isinstance(value.owner, quant.QuantizeOp) else value
 
 
 def _is_view(op: Operation) -> bool:
@@ -89,7 +94,7 @@ def is_read_by_heads(value: SSAValue) -> bool:
         if isinstance(op, paged.WriteOp | paged.AttentionOp):
             continue
         per_head = isinstance(op, nn.RmsNormOp) and len(shape_of(op.x)) == HEADS_RANK
-        if not (per_head or _is_view(op) or isinstance(op, nn.RopeOp)):
+        if not (per_head or _is_view(op) or isinstance(op, nn.RopeOp | quant.QuantizeOp)):
             return False
         if not is_read_by_heads(op.results[0]):
             return False

@@ -7,11 +7,18 @@ last place over sqrt(12), over significands from 1 to 2). A decoder of two layer
 roundings on the way to a logit, which add up like independent errors: an RMS error of
 2**-9.2 * sqrt(30) ~ 0.9 % of the RMS logit. What a residual stream cancels can double it. bf16
 eager shows the same error.
+
+Keys and values that become codes add to it. A value that is off by d becomes another code with
+probability |d| / s, where s is the distance of codes, and is then off by s: d·s in the mean square.
+Codes have 4 significant bits, so s is 2**-3 / m of a value of significand m, 2**-3 · ln 2 in the
+mean; |d| is 0.8 of its RMS if it is normal. So a relative error of r becomes sqrt(0.07 r): of
+0.7 %, half-way to the logits, 2.2 %, in each of two layers. With 2 % from the rest that is 3.7 %.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +35,7 @@ from furiosa_llm.ir.types import dtype_of
 from furiosa_llm.runtime_sim.device import Device
 
 Array = np.ndarray[Any, Any]
-BOUND = 0.02
+BOUND, CODES_BOUND = 0.02, 0.037
 SLOTS = 400
 
 
@@ -59,23 +66,30 @@ class Case:
             owned[inputs["block_table"][row, :length]] = True
         caches = []
         for _ in range(d.layers):
-            cache = torch.randn(shape, generator=generator).to(torch.bfloat16)
+            cache = torch.randn(shape, generator=generator)
+            if d.cache_scales is not None:
+                cache = cache / torch.tensor(d.cache_scales)[:, None]
             cache[~torch.from_numpy(owned)] = torch.nan
-            caches.append(cache)
+            caches.append(cache.to(TORCH_DTYPES[d.cache_dtype]))
         return caches
+
+
+def parameters_of(decoder: Decoder) -> Callable[[str], torch.Tensor]:
+    """Its weights as the interpreter takes them."""
+    weights = decoder.weights()
+
+    def parameter(name: str) -> torch.Tensor:
+        wide = torch.from_numpy(weights[name].astype(np.float32))
+        return wide.to(TORCH_DTYPES[dtype_of(decoder.type_of(name))])
+
+    return parameter
 
 
 def reference(case: Case) -> Array:
     """Logits of the valid rows in f32."""
-    weights = case.decoder.weights()
-
-    def parameter(name: str) -> torch.Tensor:
-        wide = torch.from_numpy(weights[name].astype(np.float32))
-        return wide.to(TORCH_DTYPES[dtype_of(case.decoder.type_of(name))])
-
     inputs = [torch.from_numpy(value) for value in case.inputs().values()]
-    module = case.decoder.module()
-    outputs = run(module, "forward", [*inputs, *case.past()], parameter, precision="float32")
+    module, parameters = case.decoder.module(), parameters_of(case.decoder)
+    outputs = run(module, "forward", [*inputs, *case.past()], parameters, precision="float32")
     return valid(case, outputs[0].float().numpy())
 
 
@@ -101,8 +115,9 @@ def executed(program: Program, case: Case, garbage: float) -> Array:
     device.load(program, weights.__getitem__)
     device.allocate_caches(program, SLOTS)
     for layer, past in enumerate(case.past()):
-        cache = past.nan_to_num(nan=garbage)
-        fill_cache(device.cache(layer), cache.view(torch.int16).numpy())
+        cache = past.float().nan_to_num(nan=garbage).to(past.dtype)
+        bits = torch.int16 if past.dtype == torch.bfloat16 else torch.int8
+        fill_cache(device.cache(layer), cache.view(bits).numpy())
     return valid(case, device.execute(program, case.inputs())["logits"])
 
 
@@ -110,7 +125,7 @@ def fill_cache(slots: Array, past: Array, *, rotary: bool = True) -> None:
     """Write [slot][kv head][K | V][head_dim] as the device keeps it; rotated keys in that order."""
     kv_heads, head_dim = past.shape[1], past.shape[3]
     order = heads(1, head_dim, rotary=rotary)
-    stored = slots.view(np.int16).reshape(len(past), kv_heads, 2, order.padded)
+    stored = slots.view(past.dtype).reshape(len(past), kv_heads, 2, order.padded)
     feature = order.feature_at()
     stored[:, :, 0, feature >= 0] = past[:, :, 0, feature[feature >= 0]]
     stored[:, :, 0, feature < 0] = 0
@@ -135,4 +150,5 @@ def check(case: Case) -> None:
     found, expected = simulated(case), reference(case)
     assert found.shape == expected.shape
     assert np.isfinite(found).all()
-    assert relative_rms(found, expected) < BOUND
+    bound = BOUND if case.decoder.cache_scales is None else CODES_BOUND
+    assert relative_rms(found, expected) < bound

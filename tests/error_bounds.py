@@ -219,14 +219,25 @@ KEYS_OF_A_SEGMENT = 8
 
 
 def attention(
-    q: Array, k: Array, v: Array, scale: float, visible: Array, *, segments: bool = True
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    visible: Array,
+    *,
+    segments: bool = True,
+    cache_scales: tuple[float, float] | None = None,
 ) -> Approx:
     """softmax(scale · q · kᵀ) · v over visible keys: [T, d], [C, d], [C, d], bool [T, C].
 
     Without `segments` all keys of a row are known to share one maximum. Then it is known how each
     probability is rounded, or between which two numbers where that is nearly a tie.
+    With `cache_scales` k and v are codes, whose sums are times those f32 numbers.
     """
-    scores = Approx.exact(q).linear(k) * Approx.constant(scale)
+    scores = Approx.exact(q).linear(k)
+    if cache_scales is not None:
+        scores, v = scores * Approx.exact(cache_scales[0]), v * cache_scales[1]
+    scores = scores * Approx.constant(scale)
     top = np.where(visible, scores.value, -np.inf).max(-1, keepdims=True)
     distance = np.where(visible, scores.value - top, 0.0)
     wide = np.where(visible, scores.error, 0.0).max(-1, keepdims=True)
@@ -241,7 +252,8 @@ def attention(
         moved = np.where(visible, weights.bf16().error, 0.0)
     else:
         moved = np.maximum(*(np.abs(end - weight) for end in weights.bf16_ends()))
-    return _weighted_mean(weight, np.where(visible, moved, 0.0), v, 4 * (1 + merges))
+    in_f32 = 4 if cache_scales is None else 5
+    return _weighted_mean(weight, np.where(visible, moved, 0.0), v, in_f32 * (1 + merges))
 
 
 def _weighted_mean(weight: Array, error: Array, v: Array, more: int) -> Approx:

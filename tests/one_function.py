@@ -24,6 +24,7 @@ from furiosa_llm.backend_rngd.encode import encode_program
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.ir import nn, paged, provenance
+from furiosa_llm.ir.nn_parameters import NUMPY_DTYPES
 from furiosa_llm.ir.types import shape_of, tensor
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device
@@ -88,6 +89,7 @@ class OneFunction:
     weights: Mapping[str, Array] = field(default_factory=dict)
     past: Array | None = None
     """The cache [slots, kv heads, 2, head_dim], NaN where nobody owns a slot; keys are plain."""
+    cache_dtype: Attribute = bf16
     seed: int = 0
 
     def inputs(self) -> dict[str, Array]:
@@ -108,8 +110,9 @@ class OneFunction:
         device.load(program, parameters.__getitem__)
         if self.past is not None:
             device.allocate_caches(program, len(self.past))
-            codes = self.past.astype(ml_dtypes.bfloat16).view(np.int16)
-            fill_cache(device.cache(0), codes, rotary=False)
+            past = self.past.astype(NUMPY_DTYPES[self.cache_dtype])
+            bits = np.int16 if self.cache_dtype == bf16 else np.int8
+            fill_cache(device.cache(0), past.view(bits), rotary=False)
         logits = device.execute(program, inputs or self.inputs())["logits"]
         counts = [1 if self.bucket.is_decode else length for length in self.lengths]
         return np.concatenate([logits[row, :count] for row, count in enumerate(counts)])
@@ -135,7 +138,7 @@ def _module(case: OneFunction, parameters: dict[str, Array]) -> ModuleOp:
     hidden = [tensor((batch, new, x.shape[1]), bf16) for x in case.x]
     caches: list[Attribute] = []
     if case.past is not None:
-        caches = [paged.cache_type(case.past.shape[1], case.past.shape[3], bf16)]
+        caches = [paged.cache_type(case.past.shape[1], case.past.shape[3], case.cache_dtype)]
     functions = []
     for i, result in enumerate(hidden):
         block = Block(arg_types=[ids, tensor(parameters[f"table_{i}"].shape, bf16)])

@@ -84,13 +84,13 @@ def specs_of(arrays: Mapping[str, Array]) -> list[ParameterSpec]:
 
 def idle_program(bucket: Bucket) -> Program:
     """A program with a call of one command for each layer, which no test runs."""
-    cache = {"kv_heads": 1, "head_dim": 16, "padded": 16}
     layers = range(BLOCKS)
+    caches = [CacheIo(layer=i, kv_heads=1, head_dim=16, padded=16) for i in layers]
     header = Header(
         model_name="tiny",
         bucket=bucket.name,
         regions=tuple(
-            Region(name=f"cache.{layer}", cache=CacheIo(layer=layer, **cache)) for layer in layers
+            Region(name=f"cache.{number}", cache=cache) for number, cache in enumerate(caches)
         ),
         blocks=(Block(name="block", first=0, count=1, provenance=(Provenance(path="model"),)),),
         calls=tuple(

@@ -61,6 +61,12 @@ class Decoder:
     head_norms: bool = False
     last_token_only: bool = True
     scheme: Scheme | None = None
+    cache_scales: tuple[float, float] | None = None
+    """Of keys and values in a cache of codes."""
+
+    @property
+    def cache_dtype(self) -> Attribute:
+        return bf16 if self.cache_scales is None else f8e4m3
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -86,6 +92,8 @@ class Decoder:
                 shapes[f"{name}_scale"] = self.scheme.scale_shape(weight)
                 if self.scheme.inputs == "tensor":
                     shapes[f"{name}_input_scale"] = (1,)
+        if self.cache_scales is not None:
+            shapes |= {"k_cache_scale": (1,), "v_cache_scale": ()}
         return shapes
 
     def type_of(self, name: str) -> AnyTensor:
@@ -93,6 +101,8 @@ class Decoder:
         last, shape = name.rpartition(".")[2], self.parameters[name]
         if self.scheme is not None and last in self.matrices:
             return tensor(shape, f8e4m3)
+        if last in ("k_cache_scale", "v_cache_scale"):
+            return tensor(shape, f32 if shape else bf16)
         if last.endswith("_scale"):
             assert self.scheme is not None
             return tensor(shape, f32 if "input" in last else self.scheme.scale_dtype)
@@ -115,6 +125,11 @@ class Decoder:
                 scale = shape[-1] ** -0.5 if len(shape) == 2 else 0.1
                 values = rng.standard_normal(shape) * scale + ("norm" in name)
                 found[name] = values.astype(ml_dtypes.bfloat16)
+        if self.cache_scales is not None:
+            for layer in range(self.layers):
+                k_scale, v_scale = self.cache_scales
+                found[f"{layer}.k_cache_scale"] = np.array([k_scale], np.float32)
+                found[f"{layer}.v_cache_scale"] = np.array(v_scale, ml_dtypes.bfloat16)
         if self.scheme is not None:
             for layer in range(self.layers):
                 for name in self.matrices:
@@ -175,7 +190,7 @@ class _ModuleBuilder:
         table = tensor((self.batch, bucket.attention_size), i32)
         self.inputs = [ids, ids, ids, table, tensor((self.batch,), i32)]
         self.hidden = tensor((self.batch, self.new, d.hidden), bf16)
-        self.cache = paged.cache_type(d.kv_heads, d.head_dim, bf16)
+        self.cache = paged.cache_type(d.kv_heads, d.head_dim, d.cache_dtype)
         for name in d.parameters:
             self.module.body.block.add_op(nn.ParameterOp(name, d.type_of(name)))
         embed = tensor((d.vocabulary, d.hidden), bf16)
@@ -223,9 +238,15 @@ class _ModuleBuilder:
 
         q, k = rotate(project("q", d.heads)), rotate(project("k", d.kv_heads))
         v = project("v", d.kv_heads)
+        scales = [w[name] for name in ("k_cache_scale", "v_cache_scale") if name in w]
+        if scales:
+            k, v = (
+                _add(block, quant.QuantizeOp(x, scale), "attn")
+                for x, scale in zip((k, v), scales, strict=True)
+            )
         cache = _add(block, paged.WriteOp(cache, k, v, slots), "attn")
         scale = d.head_dim**-0.5
-        op = paged.AttentionOp(q, cache, table, lengths, positions, scale=scale)
+        op = paged.AttentionOp(q, cache, table, lengths, positions, *scales, scale=scale)
         y = _add(block, op, "attn")
         y = _add(block, nn.ReshapeOp(y, (self.batch, self.new, d.heads * d.head_dim)), "attn")
         h = _add(block, nn.AddOp(h, linear(y, "o", "attn")), "")

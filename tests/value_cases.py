@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from error_bounds import Approx, attention
 from one_function import OneFunction, Scope, to_bf16
 from xdsl.ir import SSAValue
 
-from furiosa_llm.ir import nn, paged
+from furiosa_llm.ir import nn, paged, quant
+from furiosa_llm.ir.quant_semantics import LARGEST_CODE
+from furiosa_llm.ir.types import f8e4m3
 from furiosa_llm.models.config_types import Bucket
 
 Array = np.ndarray[Any, Any]
@@ -55,6 +58,8 @@ class Attention:
 
     may_be_cut: bool = True
     """Whether its keys may be walked in several segments."""
+    cache_scales: tuple[float, float] | None = None
+    """Of keys and values, which are bf16 numbers, if they are codes."""
 
     @property
     def heads(self) -> int:
@@ -68,11 +73,27 @@ class Attention:
         x = normal(rng, rows, q_width + 2 * kv_width)
         x[:, :q_width] = to_bf16(x[:, :q_width] * self.spread)
         slots = 1 + sum(self.lengths)
-        past = normal(rng, slots, self.kv_heads, 2, d)
+        past = self._cached(normal(rng, slots, self.kv_heads, 2, d))
         past[0] = np.nan
         whole = np.eye(x.shape[1])
         weights = dict(zip("qkv", np.split(whole, [q_width, q_width + kv_width]), strict=True))
-        return OneFunction(self.bucket, self.lengths, [x], self._body, weights, past)
+        if self.cache_scales is None:
+            return OneFunction(self.bucket, self.lengths, [x], self._body, weights, past)
+        names = zip(("k_scale", "v_scale"), self.cache_scales, strict=True)
+        weights |= {name: np.array([scale]) for name, scale in names}
+        dtype = f8e4m3
+        return OneFunction(
+            self.bucket, self.lengths, [x], self._body, weights, past, cache_dtype=dtype
+        )
+
+    def _cached(self, values: Array) -> Array:
+        """What the cache holds of keys and values [..., K | V, d]."""
+        if self.cache_scales is None:
+            return values
+        scales = np.array(self.cache_scales, np.float32)[:, None]
+        quotient = np.clip(values.astype(np.float32) / scales, -LARGEST_CODE, LARGEST_CODE)
+        codes: Array = quotient.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        return codes
 
     def _body(self, f: Scope) -> SSAValue:
         def project(name: str, heads: int) -> SSAValue:
@@ -81,8 +102,13 @@ class Attention:
 
         q, k, v = (project("q", self.heads), *(project(n, self.kv_heads) for n in "kv"))
         assert f.cache is not None
+        scales = [f.weights[name] for name in ("k_scale", "v_scale") if name in f.weights]
+        if scales:
+            k, v = (
+                f.add(quant.QuantizeOp(x, scale)) for x, scale in zip((k, v), scales, strict=True)
+            )
         cache = f.add(paged.WriteOp(f.cache, k, v, f.slots))
-        op = paged.AttentionOp(q, cache, f.table, f.lengths, f.positions, scale=self.scale)
+        op = paged.AttentionOp(q, cache, f.table, f.lengths, f.positions, *scales, scale=self.scale)
         shape = (f.bucket.batch_size, f.bucket.input_ids_size, self.heads * self.head_dim)
         return f.add(nn.ReshapeOp(f.add(op), shape))
 
@@ -97,14 +123,25 @@ class Attention:
             mine = x[first : first + count]
             first += count
             cached = case.past[inputs["block_table"][row, :length]].copy()
-            cached[length - count :, :, 0] = mine[:, q_end:k_end].reshape(count, -1, d)
-            cached[length - count :, :, 1] = mine[:, k_end:].reshape(count, -1, d)
+            new = (
+                mine[:, q_end:k_end].reshape(count, -1, d),
+                mine[:, k_end:].reshape(count, -1, d),
+            )
+            cached[length - count :] = self._cached(np.stack(new, axis=2))
             visible = np.arange(length) <= np.arange(length - count, length)[:, None]
             for head in range(self.heads):
                 kv = cached[:, head // self.group]
                 q = mine[:, head * d : (head + 1) * d]
                 found.append(
-                    attention(q, kv[:, 0], kv[:, 1], self.scale, visible, segments=self.may_be_cut)
+                    attention(
+                        q,
+                        kv[:, 0],
+                        kv[:, 1],
+                        self.scale,
+                        visible,
+                        segments=self.may_be_cut,
+                        cache_scales=self.cache_scales,
+                    )
                 )
         return self._joined(found)
 

@@ -110,17 +110,19 @@ class TensorIo(Table):
 class CacheIo(Table):
     """The KV cache of one layer on one rank: `slot_bytes` for each slot; the loader picks slots.
 
-    A slot is bf16 [kv_heads][K|V][padded head_dim], keys in rotary order.
+    A slot is [kv_heads][K|V][padded head_dim] of `dtype`, keys in rotary order.
     """
 
     layer: Count
     kv_heads: Size
     head_dim: Size
     padded: Size
+    dtype: Literal["bf16", "f8e4m3"] = "bf16"
 
     @property
     def slot_bytes(self) -> int:
-        return self.kv_heads * 2 * self.padded * 2
+        element_bytes = 2 if self.dtype == "bf16" else 1
+        return self.kv_heads * 2 * self.padded * element_bytes
 
 
 class Region(Table):

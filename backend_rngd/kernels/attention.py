@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from ..emitter import Activation, Emitter, Index, Ref, bits
 from ..isa.dtypes import DType
@@ -48,6 +49,7 @@ from .attention_tiling import (
     segments,
 )
 from .attention_work import Work
+from .linear import NUMBER_BYTES
 
 NO_LOOP = Index(0, None)
 STRAIGHT_ROUNDS = 4
@@ -57,10 +59,21 @@ LOOP_ROUNDS = 4
 
 
 @dataclass(frozen=True)
+class CacheScales:
+    """What codes of keys and of values are times: f32 numbers, the same in every slice's memory."""
+
+    keys: Ref
+    values: Ref
+
+
+@dataclass(frozen=True)
 class Inputs:
     """HBM buffers that attention reads, each at the first sequence and token of the chunk."""
 
     cache: Ref
+    cache_dtype: DType
+    scales: CacheScales | None
+    """Of a cache of codes."""
     block_table: Ref
     table_row_bytes: int
     lengths: Ref
@@ -134,7 +147,8 @@ class PagedAttention:
                 yield self._work(turn, NO_LOOP, 0)
 
     def _work(self, turn: Round, loop: Index, loop_sequences: int) -> Work:
-        return Work(self.emit, turn, self.q.order.padded, loop, loop_sequences)
+        dtype = self.inputs.cache_dtype
+        return Work(self.emit, turn, self.q.order.padded, dtype, loop, loop_sequences)
 
     def _zero_tail(self, out: Activation) -> None:
         covered, read = out.order.positions, out.slices_read * out.per_slice
@@ -193,10 +207,12 @@ class _RoundKernel:
 
     def run(self) -> None:
         kept = None
-        if self.turn.keys * 4 * self.head_dim <= KEY_TILE_BYTES:
+        if self.turn.keys * self.work.pitch <= KEY_TILE_BYTES:
             kept = self._load(Span(0, self.turn.keys))
         shared = Shared(
             self.whole.scale,
+            self._cache_scale("keys"),
+            self._cache_scale("values"),
             self._load,
             kept,
             self.masks,
@@ -205,10 +221,19 @@ class _RoundKernel:
             self.positions,
         )
         for rows in row_tiles(self.group, self.tokens, self.head_dim):
-            plan = segments(rows, self._seen(rows), self.head_dim, kept=kept is not None)
+            pitch = None if kept else self.work.pitch
+            plan = segments(rows, self._seen(rows), self.head_dim, pitch)
             queries = self.moves.fill(rows)
             kernel = RowsKernel(self.work, shared, rows, plan, queries, self._seen_by_all(rows))
             self.moves.store(rows, kernel.attend())
+
+    def _cache_scale(self, name: Literal["keys", "values"]) -> Ref | None:
+        """The scale of codes in the VRF."""
+        scales = self.inputs.scales
+        if scales is None:
+            return None
+        scale = scales.keys if name == "keys" else scales.values
+        return self.work.vrf(scale, NUMBER_BYTES // 4, f"{name}_scale")
 
     def _seen(self, rows: Rows) -> int:
         """Keys per slice that some row of the tile sees."""
@@ -257,7 +282,7 @@ class _RoundKernel:
 
     def _load(self, span: Span) -> Tile:
         """Keys and values from the cache, what may not be read zero."""
-        turn, pitch = self.turn, 4 * self.head_dim
+        turn, pitch = self.turn, self.work.pitch
         buffer = self.work.alloc(span.count * pitch, "keys_values")
         table = self.work.at(self.inputs.block_table, self.inputs.table_row_bytes)
         runs = [(span.count // KEY_UNIT, 0, KEY_UNIT * pitch, turn.unit * 4)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..emitter import Ref, bits
@@ -65,6 +65,9 @@ class Shared:
     """What all tiles of rows of a round use."""
 
     scale: float
+    keys_scale: Ref | None
+    """In the VRF, if keys and values are codes."""
+    values_scale: Ref | None
     load: Callable[[Span], Tile]
     """Brings keys and values into memory."""
     kept: Tile | None
@@ -91,7 +94,7 @@ class RowsKernel:
 
     @property
     def packet(self) -> int:
-        """bf16 elements of a key or value that are multiplied at a time."""
+        """Elements of a key or value that are multiplied at a time, as bf16."""
         return 32 if self.work.head_dim % 32 == 0 else 16
 
     @property
@@ -157,34 +160,74 @@ class RowsKernel:
         return p, tile
 
     def _scores(self, tile: Tile, scores: Ref) -> None:
-        """[key][row] f32: scale · q · k, with a bias where keys may be hidden."""
-        rows, work, span = self.rows, self.work, tile.span
-        row_bytes = rows.count * 4
-        free, hidden = span.split(self.seen_by_all)
-        if free.count:
+        """[key][row] f32: scale · q · k, with a bias where keys may be hidden.
+
+        The VRF has one operand for a pass. With codes it is their scale: the bias follows.
+        """
+        free, hidden = tile.span.split(self.seen_by_all)
+        codes = self.shared.keys_scale is not None
+        if codes:
+            self._score_keys(tile, scores, None)
+        elif free.count:
             self._score_keys(tile.part(free), scores, None)
+        for part, bias in self._biases(hidden):
+            place = scores.at((part.first - tile.span.first) * self.rows.count * 4)
+            if codes:
+                self._add_bias(part, place, bias)
+            else:
+                self._score_keys(tile.part(part), place, bias)
+
+    def _biases(self, hidden: Span) -> Iterator[tuple[Span, Ref]]:
+        """Keys that may be hidden, and their bias in the VRF: [key] for one token, else
+        [key][token]."""
+        rows, work, masks = self.rows, self.work, self.shared.masks
         if rows.tokens == 1:
-            assert self.shared.masks.bias is not None
+            assert masks.bias is not None
             for part in hidden.at_most(MASK_KEYS):
-                bias = self.shared.masks.bias.at((part.first - self.shared.masks.first) * 4)
-                vrf = work.vrf(bias, part.count, "bias")
-                place = scores.at((part.first - span.first) * row_bytes)
-                self._score_keys(tile.part(part), place, vrf)
+                bias = masks.bias.at((part.first - masks.first) * 4)
+                yield part, work.vrf(bias, part.count, "bias")
             return
         assert self.shared.positions is not None
         positions = self.shared.positions.at(rows.first_token * POSITION_BYTES)
         for part in hidden.at_most(MASK_BYTES // (4 * rows.tokens)):
             bias = token_bias(work, rows, self.shared.index, positions, part)
-            vrf = work.vrf(bias, part.count * rows.tokens, "bias")
-            place = scores.at((part.first - span.first) * row_bytes)
-            self._score_keys(tile.part(part), place, vrf)
+            yield part, work.vrf(bias, part.count * rows.tokens, "bias")
+
+    def _add_bias(self, span: Span, scores: Ref, bias: Ref) -> None:
+        """Scores of the span's keys plus their bias, in place."""
+        rows, by_token = self.rows, self.rows.tokens > 1
+        heads, blocks = rows.blocks // rows.token_blocks, rows.token_blocks
+        lanes_bytes = rows.lanes * 4
+        self.work.exec(
+            Context.MAIN,
+            [
+                Counter(span.count, a=rows.count * 4, vrf=4 * rows.tokens, commit=rows.count * 4),
+                Counter(heads, a=blocks * lanes_bytes, commit=blocks * lanes_bytes),
+                Counter(blocks, a=lanes_bytes, vrf=lanes_bytes * by_token, commit=lanes_bytes),
+            ],
+            Stream(rows.lanes),
+            a=scores,
+            dtype=DType.F32,
+            vrf=bias,
+            out=scores,
+            vector=Vector(
+                (VectorOp(Alu.FMA, Op.ADD, y=Source.VRF),), vrf_column=4 if by_token else 0
+            ),
+            commit=Commit(columns=rows.lanes, column_stride=4),
+        )
 
     def _score_keys(self, tile: Tile, scores: Ref, bias: Ref | None) -> None:
         """The product for some keys; `bias` is [key] for one token, else [key][token]."""
         rows, packet, head_bytes = self.rows, self.packet, 2 * self.work.head_dim
-        op = VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0)
-        if bias is not None:
-            op = VectorOp(Alu.FMA, Op.FMA, y=Source.IMM0, z=Source.VRF)
+        keys_scale = self.shared.keys_scale
+        ops: tuple[VectorOp, ...]
+        if keys_scale is not None:
+            scale_codes = VectorOp(Alu.MUL0, Op.MUL, y=Source.VRF)
+            ops = (scale_codes, VectorOp(Alu.MUL1, Op.MUL, y=Source.IMM0))
+        elif bias is not None:
+            ops = (VectorOp(Alu.FMA, Op.FMA, y=Source.IMM0, z=Source.VRF),)
+        else:
+            ops = (VectorOp(Alu.MUL0, Op.MUL, y=Source.IMM0),)
         by_token = bias is not None and rows.tokens > 1
         heads, blocks = rows.blocks // rows.token_blocks, rows.token_blocks
         self.work.exec(
@@ -196,7 +239,12 @@ class RowsKernel:
                     vrf=4 * rows.tokens if bias is not None else 0,
                     commit=rows.count * 4,
                 ),
-                Counter(self.work.head_dim // packet, fate=Fate.MSUM, a=2 * packet, trf=2 * packet),
+                Counter(
+                    self.work.head_dim // packet,
+                    fate=Fate.MSUM,
+                    a=self.work.dtype.bytes_for(packet),
+                    trf=2 * packet,
+                ),
                 Counter(
                     heads,
                     birth=Birth.REUSE,
@@ -211,10 +259,11 @@ class RowsKernel:
                     commit=rows.lanes * 4,
                 ),
             ],
-            Stream(packet),
+            self.work.cached(packet),
             a=tile.ref,
+            dtype=self.work.dtype,
             trf=self.queries,
-            vrf=bias,
+            vrf=bias if keys_scale is None else keys_scale,
             out=scores,
             out_dtype=DType.F32,
             contraction=Contraction(
@@ -224,7 +273,7 @@ class RowsKernel:
                 depth=packet.bit_length() - 1,
             ),
             vector=Vector(
-                (op,),
+                ops,
                 imm=(bits(self.shared.scale), 0, 0),
                 vrf_lane=4 if by_token else 0,
             ),
@@ -305,10 +354,21 @@ class RowsKernel:
         return Probabilities(span, trf)
 
     def _row_sums(self, p: Probabilities, sums: Ref, *, invert: bool) -> None:
-        """f32 per row: the probabilities times ones, over all splits; or one over that."""
+        """f32 per row: the probabilities times ones, over all splits; or one over that.
+
+        With codes as values the sums are divided by their scale: what is divided by sums, or
+        multiplied by their inverse, is then times the scale.
+        """
         rows, span = self.rows, p.span
         packet = next(n for n in (ONES, 16, 8) if span.count % n == 0)
-        vector = Vector((attention_merge.INVERT,), imm=attention_merge.ONE) if invert else Vector()
+        values_scale = self.shared.values_scale
+        if values_scale is not None:
+            divide = VectorOp(Alu.FP_DIV, Op.DIV, y=Source.VRF, reverse=invert)
+            vector = Vector((divide,))
+        elif invert:
+            vector = Vector((attention_merge.INVERT,), imm=attention_merge.ONE)
+        else:
+            vector = Vector()
         self.work.exec(
             Context.MAIN,
             [
@@ -318,6 +378,7 @@ class RowsKernel:
             Stream(packet),
             a=self.shared.ones,
             trf=p.trf,
+            vrf=values_scale,
             out=sums,
             out_dtype=DType.F32,
             contraction=Contraction(
@@ -354,7 +415,11 @@ class RowsKernel:
                     vrf=at_once * vrf_block,
                     commit=at_once * rows.lanes * out_bytes,
                 ),
-                Counter(self.work.head_dim // packet, a=2 * packet, commit=packet * size),
+                Counter(
+                    self.work.head_dim // packet,
+                    a=self.work.dtype.bytes_for(packet),
+                    commit=packet * size,
+                ),
                 Counter(tile.span.count, fate=Fate.MSUM, a=tile.pitch, trf=2),
                 Counter(
                     at_once,
@@ -364,8 +429,9 @@ class RowsKernel:
                     commit=rows.lanes * out_bytes,
                 ),
             ],
-            Stream(packet),
-            a=tile.ref.at(2 * self.work.head_dim),
+            self.work.cached(packet),
+            a=tile.ref.at(tile.pitch // 2),
+            dtype=self.work.dtype,
             trf=p.trf,
             vrf=inverse,
             out=out,

@@ -205,12 +205,15 @@ def row_tiles(query_heads: int, tokens: int, head_dim: int) -> Iterator[Rows]:
             yield Rows(head, heads, token, count, LANES, heads * count)
 
 
-def segments(rows: Rows, keys: int, head_dim: int, *, kept: bool) -> Segments:
-    """Segments of the first `keys` keys of a slice; with `kept`, all of them are in memory."""
+def segments(rows: Rows, keys: int, head_dim: int, pitch: int | None) -> Segments:
+    """Segments of the first `keys` keys of a slice.
+
+    `pitch` is the bytes of a key and its value, if they have to be loaded.
+    """
     register = REGISTER_BYTES // rows.lanes // (2 * rows.blocks)
     most = _at_most(min(SCORE_BYTES // (4 * rows.count), register))
-    if not kept:
-        most = min(most, _at_most(KEY_TILE_BYTES // (4 * head_dim)))
+    if pitch is not None:
+        most = min(most, _at_most(KEY_TILE_BYTES // pitch))
     together = max(2, PART_BYTES // (rows.count * head_dim * 4))
     return Segments(tuple(Span(0, keys).at_most(most)), together)
 

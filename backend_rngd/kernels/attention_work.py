@@ -33,9 +33,20 @@ class Work:
     turn: Round
     head_dim: int
     """Of a head in memory, its padding included."""
+    dtype: DType
+    """Of what the cache holds."""
     loop: Index
     loop_sequences: int
     """Sequences by which each iteration of the loop moves on."""
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from a key and its value to the next."""
+        return 2 * self.dtype.bytes_for(self.head_dim)
+
+    def cached(self, elements: int) -> Stream:
+        """A packet of keys or values, which are multiplied as bf16."""
+        return Stream(elements, lookup=None if self.dtype == DType.BF16 else DType.BF16)
 
     def at(self, ref: Ref, sequence_bytes: int) -> Ref:
         """What belongs to the round's first sequence, where sequences are so far apart."""

@@ -1,9 +1,10 @@
 """Writing new keys and values into the paged KV cache.
 
-A slot holds [kv head][K | V][padded head_dim]. The heads of a token are first brought together in
-one slice, token m in slice m mod 64, because the cache's rows must be written in long runs: a
-write of less than 256 B makes HBM read, modify and write. The switch brings them where tokens and
-slices are powers of two, so that DMA is left to what crosses memories.
+A slot holds [kv head][K | V][padded head_dim], in bf16 or as codes of a byte each. The heads of a
+token are first brought together in one slice, token m in slice m mod 64, because the cache's rows
+must be written in long runs: a write of less than 256 B makes HBM read, modify and write. The
+switch brings them where tokens and slices are powers of two, so that DMA is left to what crosses
+memories.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..isa.instructions import (
 )
 from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
-from ..isa.rules import SLICES_PER_PE
+from ..isa.rules import FLIT_BYTES, SLICES_PER_PE
 
 FEW_TOKENS = 8
 FEW_FEATURES = 2 * CHUNK
@@ -41,12 +42,13 @@ def write_cache(
     `slot_index_bytes` lie between two entries of the list.
     """
     assert k.order.padded == v.order.padded, (k.order, v.order)
-    slot_bytes = k.order.heads * 4 * k.order.padded
+    part_bytes = k.dtype.bytes_for(k.order.padded)
+    slot_bytes = k.order.heads * 2 * part_bytes
     turns = -(-k.tokens // k.ring)
     rows = emit.alloc(Memory.DM, turns * slot_bytes, "cache_rows")
-    for x, offset in ((k, 0), (v, 2 * k.order.padded)):
+    for x, offset in ((k, 0), (v, part_bytes)):
         if x.groups > 1 or _suits_switch(x):
-            _switch(emit, x, rows.at(offset), slot_bytes, 4 * x.order.padded)
+            _switch(emit, x, rows.at(offset), slot_bytes, 2 * part_bytes)
         else:
             _collect(emit, x, rows.at(offset), slot_bytes)
     if k.groups > 1:
@@ -78,7 +80,7 @@ def write_joined(
     What stands in the first half is brought too, and then the keys take its place.
     """
     pair = replace(joined, order=joined.order.model_copy(update={"heads": 2}))
-    half_bytes = 2 * keys.order.padded
+    half_bytes = keys.dtype.bytes_for(keys.order.padded)
     rows = emit.alloc(Memory.DM, keys.tokens // keys.ring * 2 * half_bytes, "cache_rows")
     _switch(emit, pair, rows, 2 * half_bytes, half_bytes)
     _switch(emit, keys, rows, 2 * half_bytes, half_bytes)
@@ -127,6 +129,9 @@ def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int, head_bytes
     """
     run = min(x.per_slice, x.order.padded)
     parts, heads = x.order.padded // run, x.per_slice // run
+    flit = max(CHUNK, FLIT_BYTES * 8 // x.dtype.bits)
+    packet = flit if run % flit == 0 else CHUNK
+    packet_bytes = x.dtype.bytes_for(packet)
     ring = x.ring
     digit = Digit(shift=0, bits=(min(x.tokens, ring) - 1).bit_length(), bytes=x.row_bytes)
     switch = Switch(Topology.INTER_TRANSPOSE, ring, (digit,))
@@ -148,14 +153,15 @@ def _switch(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int, head_bytes
                 slices=parts,
                 commit=heads * head_bytes,
             ),
-            Counter(parts, birth=Birth.SLICE, slices=1, commit=2 * run),
-            Counter(heads, a=2 * run, commit=head_bytes),
-            Counter(run // CHUNK, a=2 * CHUNK, commit=2 * CHUNK),
+            Counter(parts, birth=Birth.SLICE, slices=1, commit=x.dtype.bytes_for(run)),
+            Counter(heads, a=x.dtype.bytes_for(run), commit=head_bytes),
+            Counter(run // packet, a=packet_bytes, commit=packet_bytes),
         ],
-        Stream(CHUNK),
+        Stream(packet),
         a=x.ref,
+        dtype=x.dtype,
         out=rows,
-        commit=Commit(columns=CHUNK, column_stride=2),
+        commit=Commit(columns=packet, column_stride=x.dtype.bytes_for(1)),
         switch=switch,
     )
 
@@ -170,7 +176,7 @@ def collects_in_groups(order: FeatureOrder, ring: int, tokens: int) -> bool:
 
 def _collect(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:
     """[m][C] over slices -> [kv head][.., padded head_dim] of token m in slice m mod 64."""
-    run = min(x.per_slice, x.order.padded)
+    run, size = min(x.per_slice, x.order.padded), x.dtype.bytes_for(1)
     head = np.arange(x.order.heads)[:, None, None]
     part = np.arange(x.order.padded // run)[None, :, None]
     token = np.arange(x.tokens)[None, None, :]
@@ -178,9 +184,9 @@ def _collect(emit: Emitter, x: Activation, rows: Ref, slot_bytes: int) -> None:
     emit.regroup(
         x.ref,
         source_slice,
-        token * x.row_bytes + in_slice * 2,
+        token * x.row_bytes + in_slice * size,
         rows,
         token % SLICES_PER_PE,
-        token // SLICES_PER_PE * slot_bytes + head * 4 * x.order.padded + part * run * 2,
-        run * 2,
+        token // SLICES_PER_PE * slot_bytes + (head * 2 * x.order.padded + part * run) * size,
+        run * size,
     )

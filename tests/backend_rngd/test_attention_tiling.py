@@ -90,7 +90,7 @@ def test_segments_cover_every_key_once_and_fit(rows: tuple[int, int, int], units
     head_dim, keys = rows[2], units * KEY_UNIT
     for tile in row_tiles(*rows):
         kept = keys * 4 * head_dim <= KEY_TILE_BYTES
-        plan = segments(tile, keys, head_dim, kept=kept)
+        plan = segments(tile, keys, head_dim, None if kept else 4 * head_dim)
         assert [key for span in plan.spans for key in range(span.first, span.end)] == [*range(keys)]
         for span in plan.spans:
             check_segment(tile, span, head_dim, kept=kept)

@@ -205,6 +205,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         seed=draw(seeds),
         spread=draw(st.sampled_from([0.1, 1.0, 8.0])),
         may_be_cut=width > ONE_SEGMENT,
+        cache_scales=draw(st.sampled_from([None, (2**-8, 5 * 2**-9), (0.5, 30.0)])),
     )
 
 
