@@ -166,7 +166,8 @@ def _attention_groups(config: QuantizationConfig, modules: Modules) -> list[tupl
 def _other_refusals(config: ConfigFields, parsed: QuantizationConfig) -> list[str]:
     """What concerns the model as a whole: packing, sparsity, rotations, KV caches."""
     refused = []
-    if parsed.format not in (*FORMATS, "mixed-precision"):
+    only_caches = parsed.format == "dense" and not parsed.config_groups
+    if parsed.format not in (*FORMATS, "mixed-precision") and not only_caches:
         refused.append(f"compressed-tensors {parsed.format}")
     sparsity = config.section("sparsity_config")
     if sparsity is not None and sparsity.fields.get("format", "dense") != "dense":

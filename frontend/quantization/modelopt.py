@@ -102,8 +102,15 @@ def check_agreement(file: ConfigFields, other: ConfigFields) -> None:
     """Raises: QNT002 if the two places that hold a config say different things."""
     for key in ("quant_algo", "kv_cache_quant_algo", "exclude_modules"):
         here, there = file.fields.get(key), other.fields.get(key)
-        if (here or None) != (there or None):
+        if _unordered(here) != _unordered(there):
             raise file.invalid(f"`{key}` is {here!r} here and {there!r} in {other.file}")
+
+
+def _unordered(value: Any) -> Any:
+    """Lists of names mean the same in any order, and nothing the same as none."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return sorted(value) or None
+    return value or None
 
 
 def _scaled(checkpoint: Checkpoint) -> list[str]:

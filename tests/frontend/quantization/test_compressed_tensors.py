@@ -14,7 +14,7 @@ from compressed_tensors.quantization import (
     preset_name_to_scheme,
 )
 from memory_checkpoint import MemoryCheckpoint
-from quantized_zoo import write_compressed_tensors
+from quantized_zoo import FP8_CACHE, write_compressed_tensors
 from safetensors.torch import load_file
 from small_linears import ATTENTION, MODULE, causes, describe, linear, ones, only
 
@@ -149,6 +149,20 @@ def test_a_group_may_name_linears_by_the_module_that_they_are_in(
 ) -> None:
     config = with_group(targets=[target])
     assert only(describe(tmp_path, config, TENSORS)).module == MODULE
+
+
+def test_caches_may_be_all_that_is_quantised(tmp_path: Path) -> None:
+    """The library then calls the format dense."""
+    directory = write_compressed_tensors(tmp_path, {}, kv_cache_scheme=FP8_CACHE)
+    found = read_quantization(directory, SafetensorsCheckpoint(directory))
+    assert found is not None
+    assert (len(found.linears), len(found.caches)) == (0, 2)
+
+
+def test_weights_in_a_dense_format_are_not_quantised(tmp_path: Path) -> None:
+    with pytest.raises(CompileError) as caught:
+        describe(tmp_path, {**CONFIG, "format": "dense"}, TENSORS)
+    assert causes(caught.value) == ["compressed-tensors dense: the model as a whole"]
 
 
 def test_the_older_names_of_a_cache_s_scales(tmp_path: Path) -> None:

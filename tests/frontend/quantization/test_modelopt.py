@@ -27,6 +27,13 @@ def test_either_place_says_the_same(tmp_path: Path) -> None:
     assert only(describe(tmp_path, EMBEDDED, TENSORS, FP8)) == embedded
 
 
+def test_the_order_of_modules_does_not_matter(tmp_path: Path) -> None:
+    names = ["lm_head", "model.embed*"]
+    file = {**FP8, "exclude_modules": names}
+    embedded = {**EMBEDDED, "ignore": names[::-1]}
+    assert only(describe(tmp_path, embedded, TENSORS, file)).module == MODULE
+
+
 @pytest.mark.parametrize(
     ("file", "named"),
     [

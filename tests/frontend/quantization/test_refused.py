@@ -8,7 +8,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationScheme,
+    preset_name_to_scheme,
+)
 from model_zoo import make_model
+from quantized_zoo import write_compressed_tensors
 from small_linears import ATTENTION, MODULE, causes, describe, linear, ones
 
 from furiosa_llm.errors import CompileError
@@ -22,7 +28,7 @@ TENSOR_OF: dict[str, tuple[str, Any]] = {
     "mixture of experts": ("model.layers.0.mlp.experts.3.up_proj.weight", ml_dtypes.float8_e4m3fn),
     "MXFP4": ("model.layers.0.mlp.up_proj_blocks", np.uint8),
     "NVFP4": (f"{MODULE}.weight_scale_2", np.float32),
-    "4-bit packed (compressed-tensors)": (f"{MODULE}.weight_packed", np.int32),
+    "packed integers": (f"{MODULE}.weight_packed", np.int32),
     "GPTQ or AWQ": (f"{MODULE}.qweight", np.int32),
     "bitsandbytes": (f"{MODULE}.SCB", np.float32),
     "SmoothQuant": (f"{MODULE}.pre_quant_scale", ml_dtypes.bfloat16),
@@ -45,6 +51,38 @@ def test_a_scheme_is_named_with_its_tensors(tmp_path: Path, scheme: str) -> None
         describe(tmp_path, {"quant_method": "compressed-tensors"}, tensors)
     assert caught.value.code == "QNT001"
     assert causes(caught.value) == [f"{scheme}: `{name}`"]
+
+
+def packed(bits: int) -> QuantizationScheme:
+    """Integers of this size, each row in groups of 32."""
+    weights = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": 32}
+    return QuantizationScheme(targets=["Linear"], weights=QuantizationArgs.model_validate(weights))
+
+
+WRITTEN: dict[str, tuple[QuantizationScheme, str, int]] = {
+    "W8A8": (preset_name_to_scheme("W8A8", ["Linear"]), "integer weights", 1),
+    "W4": (packed(4), "packed integers", 1),
+    "W8": (packed(8), "packed integers", 1),
+    "NVFP4": (preset_name_to_scheme("NVFP4", ["Linear"]), "NVFP4", 4),
+    "NVFP4A16": (preset_name_to_scheme("NVFP4A16", ["Linear"]), "NVFP4", 3),
+    "MXFP4": (preset_name_to_scheme("MXFP4", ["Linear"]), "MXFP4", 2),
+    "MXFP4A16": (preset_name_to_scheme("MXFP4A16", ["Linear"]), "MXFP4", 2),
+    "MXFP8": (preset_name_to_scheme("MXFP8", ["Linear"]), "MXFP8", 1),
+}
+"""Kind -> what compressed-tensors writes, the scheme's name, how many tensors of a linear show it
+(seven linears in each of two layers)."""
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_compressed_tensors_writes_otherwise_is_refused(tmp_path: Path, kind: str) -> None:
+    scheme, named, tensors = WRITTEN[kind]
+    write_compressed_tensors(tmp_path, {"group_0": scheme})
+    with pytest.raises(CompileError) as caught:
+        read_quantization(tmp_path, SafetensorsCheckpoint(tmp_path))
+    assert caught.value.code == "QNT001"
+    (line,) = causes(caught.value)
+    assert line.startswith(f"{named}: `model.layers.0.")
+    assert line.endswith(f" and {2 * 7 * tensors - 3} more")
 
 
 def test_what_modelopt_writes_for_integers_is_refused() -> None:
