@@ -7,10 +7,10 @@ The one invariance is by name: quantizers of a Furiosa directory that belong to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -85,35 +85,48 @@ def times_1_7(array: Array) -> Array:
     return values.astype(array.dtype)
 
 
-def reshaped(array: Array, how: int) -> Array:
-    """As one row, as one column, with a dimension more, or flat."""
-    shapes = [(1, array.size), (array.size, 1), (*array.shape, 1), (array.size,)]
-    return array.reshape(shapes[how])
+class Change(NamedTuple):
+    """What happens to one tensor."""
+
+    name: str
+    what: str
+    new_name: str
+    new_rank: int
+    """Of what is reshaped: a row, a column, with a dimension more, or flat."""
 
 
-@st.composite
-def changes(
-    draw: st.DrawFn, arrays: Mapping[str, Array], names: list[str]
-) -> tuple[str, dict[str, Array]]:
-    """One of the names, and the same tensors but for that one, which is missing, renamed, reshaped,
-    zero or 1.7 times as large."""
-    name = draw(st.sampled_from(names))
-    array, rest = arrays[name], {key: value for key, value in arrays.items() if key != name}
-    match draw(st.sampled_from(["delete", "rename", "reshape", "zero", "scale"])):
+def changes(names: Iterable[str]) -> st.SearchStrategy[Change]:
+    def change_of(name: str) -> st.SearchStrategy[Change]:
+        return st.builds(
+            Change,
+            st.just(name),
+            st.sampled_from(["delete", "rename", "reshape", "zero", "scale"]),
+            st.sampled_from([f"{name}_", f"other.{name}", name.replace(".0.", ".7.")]),
+            st.integers(0, 3),
+        )
+
+    return st.sampled_from(sorted(names)).flatmap(change_of)
+
+
+def changed(arrays: Mapping[str, Array], change: Change) -> dict[str, Array]:
+    """The same tensors but for one. Rejects changes without effect."""
+    array = arrays[change.name]
+    rest = {key: value for key, value in arrays.items() if key != change.name}
+    match change.what:
         case "delete":
-            return name, rest
+            return rest
         case "rename":
-            other = draw(st.sampled_from([f"{name}_", f"other.{name}", name.replace(".0.", ".7.")]))
-            assume(other not in arrays)
-            return name, {**rest, other: array}
+            assume(change.new_name not in arrays)
+            return {**rest, change.new_name: array}
         case "reshape":
-            changed = reshaped(array, draw(st.integers(0, 3)))
+            shapes = [(1, array.size), (array.size, 1), (*array.shape, 1), (array.size,)]
+            new = array.reshape(shapes[change.new_rank])
         case "zero":
-            changed = np.zeros(array.shape, array.dtype)
+            new = np.zeros(array.shape, array.dtype)
         case _:
-            changed = times_1_7(array)
-    assume((changed.shape, changed.tobytes()) != (array.shape, array.tobytes()))
-    return name, {**rest, name: changed}
+            new = times_1_7(array)
+    assume((new.shape, new.tobytes()) != (array.shape, array.tobytes()))
+    return {**rest, change.name: new}
 
 
 # --- checkpoints ---
@@ -147,8 +160,9 @@ def test_no_change_of_a_checkpoint_goes_unseen(
     found = read_quantization(directory, whole)
     assert found is not None
     names = [*described_scales(found), *(linear.weight for linear in found.linears)]
-    name, changed = data.draw(changes(whole.arrays, names))
-    check_seen(name, checkpoint_outcome(directory, changed), outcome_of_all(directory))
+    change = data.draw(changes(names))
+    said = checkpoint_outcome(directory, changed(whole.arrays, change))
+    check_seen(change.name, said, outcome_of_all(directory))
 
 
 # --- Furiosa's directories ---
@@ -175,9 +189,9 @@ def test_no_change_of_a_furiosa_directory_goes_unseen(
     tmp_path: Path, model: SafetensorsCheckpoint, data: st.DataObject
 ) -> None:
     ranges = {name: np.asarray(q["amax"]) for name, q in quantizers_of(model, layers=2).items()}
-    name, changed = data.draw(changes(ranges, [name for name in ranges if is_used(name)]))
-    said = furiosa_outcome(tmp_path, changed, model)
-    check_seen(name, said, furiosa_outcome(tmp_path, ranges, model))
+    change = data.draw(changes(filter(is_used, ranges)))
+    said = furiosa_outcome(tmp_path, changed(ranges, change), model)
+    check_seen(change.name, said, furiosa_outcome(tmp_path, ranges, model))
 
 
 def test_quantizers_of_no_known_operand_change_nothing(
