@@ -14,7 +14,7 @@ from .isa.rules import SLICES_PER_PE
 from .kernels.attention_tiling import dealt_run
 from .kernels.cache import collects_in_groups
 from .kernels.rope import rotates_in_groups
-from .supported import is_for_cache, is_scalar
+from .supported import is_scalar
 from .token_groups import GROUPS, divides, unit_positions
 from .value_uses import before_codes
 
@@ -49,6 +49,10 @@ def _suits(
     match op:
         case nn.LinearOp() | quant.LinearOp():
             return divides(order(op.x), RING) and _holds(op.y, order(op.y), own)
+        case quant.DynamicScaleOp():
+            return _slices_used(order(op.x)) % RING == 0
+        case quant.QuantizeOp() | quant.DequantizeOp():
+            return True
         case nn.RmsNormOp():
             return _slices_used(order(op.x)) % RING == 0 and len(shape_of(op.x)) == TOKENS_RANK
         case nn.RopeOp():
@@ -59,8 +63,6 @@ def _suits(
             return one and run is not None and divides(order(op.q), RING)
         case paged.WriteOp():
             return collects_in_groups(order(before_codes(op.k)), RING, tokens)
-        case quant.QuantizeOp():
-            return is_for_cache(op)
         case nn.BinaryOp():
             return is_scalar(op.b) or shape_of(op.a) == shape_of(op.b)
         case dist.AllReduceOp():

@@ -49,7 +49,6 @@ from .isa.layout import (
     Zeros,
     features_per_slice,
     heads,
-    one_number,
     plain,
 )
 from .isa.machine import load_machine
@@ -60,14 +59,13 @@ from .kernels.attention import CacheScales, Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache, write_joined
 from .kernels.exchange import AllReduce, Piece, Summand, pieces, put
-from .kernels.linear import NUMBER_BYTES, Product, check_tiling, linear
+from .kernels.linear import Product, check_tiling, linear
 from .kernels.linear_groups import JoinedProduct, can_join, product_type
 from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
-from .kernels.rescale import load_number
 from .kernels.rope import load_angles, rope
 from .kernels.vocabulary import local_rows
-from .lower_quant import scale_names, scales_of, weight_dtype
+from .lower_quant import ChunkScales, scale_names, weight_dtype
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
@@ -95,6 +93,7 @@ class _ChunkState:
     """What has been computed of one chunk."""
 
     chunk: Chunk
+    scales: ChunkScales
     values: dict[SSAValue, Activation] = field(default_factory=dict)
     parked: set[SSAValue] = field(default_factory=set)
     """Residuals that stand in HBM until they are added."""
@@ -104,8 +103,6 @@ class _ChunkState:
     """Where values stand that are to be summed over ranks."""
     own_parts: dict[SSAValue, tuple[Piece, ...]] = field(default_factory=dict)
     """Of sums over ranks, what this rank has summed."""
-    numbers: dict[SSAValue, Ref] = field(default_factory=dict)
-    """Parameters of one element that are in data memory."""
 
 
 @dataclass
@@ -134,9 +131,11 @@ class BlockLowering:
 
     def __post_init__(self) -> None:
         self.body = self.function.body.block
-        self._states = [_ChunkState(chunk) for chunk in self.chunks]
-        self._now = self._states[0]
         self.emit = Emitter(self.block)
+        self._states = [
+            _ChunkState(chunk, ChunkScales(self.emit, self.parameter)) for chunk in self.chunks
+        ]
+        self._now = self._states[0]
         self.orders = feature_orders(self.body)
         self.wide = wide_values(self.body, self.logits)
         self.parts = parts_of_modules(self.body)
@@ -232,6 +231,10 @@ class BlockLowering:
                 self.values[op.y] = self._embedding(op)
             case nn.LinearOp() | quant.LinearOp():
                 self.values[op.y] = self._linear(op)
+            case quant.DynamicScaleOp():
+                self._now.scales.compute(op, self._of(op.x))
+            case quant.QuantizeOp() | quant.DequantizeOp():
+                self.values[op.y] = self._now.scales.apply(op, self._of(op.operands[0]))
             case nn.RmsNormOp():
                 self.values[op.y] = self._rms_norm(op)
             case nn.RopeOp():
@@ -239,8 +242,6 @@ class BlockLowering:
             case nn.ScaleOp():
                 x, factor = self._of(op.x), op.factor.value.data
                 self.values[op.y] = elementwise.with_scalar(self.emit, "nn.mul", x, factor, "scale")
-            case quant.QuantizeOp():
-                self.values[op.y] = self._quantized(op, self._of(op.x))
             case paged.WriteOp():
                 self._write(op)
             case paged.AttentionOp():
@@ -449,7 +450,8 @@ class BlockLowering:
         rotated = rope(self.emit, y, self._angles(fusion.rope, y), "rotated")
         self.emit.location = op.location
         if isinstance(op.k.owner, quant.QuantizeOp) and isinstance(op.v.owner, quant.QuantizeOp):
-            rotated, y = self._quantized(op.k.owner, rotated), self._quantized(op.v.owner, y)
+            scales = self._now.scales
+            rotated, y = scales.apply(op.k.owner, rotated), scales.apply(op.v.owner, y)
         slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
         write_joined(self.emit, y, rotated, self._cache(op.cache), slots, INDEX_BYTES)
         return True
@@ -543,7 +545,7 @@ class BlockLowering:
             bias,
             zeros=zeros,
             weight_dtype=key.weight_dtype,
-            scales=scales_of(op, y, self.parameter),
+            scales=self._now.scales.of_product(op, y),
             location=op.location,
         )
 
@@ -593,18 +595,6 @@ class BlockLowering:
         self._now.angles.append((op.position_ids, table, angles))
         return angles
 
-    def _quantized(self, op: quant.QuantizeOp, x: Activation) -> Activation:
-        """x as codes that are times one number."""
-        scale = self.emit.load_vrf(self._number(op.scale), NUMBER_BYTES // 4, "scale")
-        return elementwise.quantized(self.emit, x, scale, "codes")
-
-    def _number(self, value: SSAValue) -> Ref:
-        """A parameter of one element, in every slice's data memory."""
-        if value not in self._now.numbers:
-            number = self.parameter(value, one_number(shape_of(value)))
-            self._now.numbers[value] = load_number(self.emit, number)
-        return self._now.numbers[value]
-
     def _write(self, op: paged.WriteOp) -> None:
         cache = self._cache(op.cache)
         slots = self._input(op.slot_mapping, INDEX_BYTES, self.shape.row_bytes("slot_mapping"))
@@ -625,7 +615,8 @@ class BlockLowering:
         }
         scales = None
         if op.k_scale is not None and op.v_scale is not None:
-            scales = CacheScales(self._number(op.k_scale), self._number(op.v_scale))
+            keys, values = (self._now.scales.of(scale) for scale in (op.k_scale, op.v_scale))
+            scales = CacheScales(keys.ref, values.ref)
         inputs = Inputs(
             cache=self._cache(op.cache),
             cache_dtype=DType.BF16 if scales is None else DType.F8E4M3,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from xdsl.dialects import func
 from xdsl.ir import Block, Operation, SSAValue
 
@@ -11,13 +9,20 @@ from ..ir import dist, nn, paged, quant
 from ..ir import provenance as locations
 from ..ir.types import shape_of
 from .kernels import elementwise
+from .lower_quant import reason_against
+from .value_uses import segments
 
 
 def unsupported(body: Block) -> list[tuple[str, str]]:
     """(module path and operator, reason) for each op that has no kernel."""
     problems = []
+    numbers = {op: number for number, ops in enumerate(segments(body)) for op in ops}
     for op in body.ops:
         reason = _reason(op)
+        if reason is None and isinstance(op, quant.DynamicScaleOp):
+            readers = {numbers[use.operation] for use in op.y.uses}
+            if readers - {numbers[op]}:
+                reason = "its scales are read on the other side of attention"
         if reason is not None:
             problems.append((locations.describe(op), reason))
     return problems
@@ -25,10 +30,8 @@ def unsupported(body: Block) -> list[tuple[str, str]]:
 
 def _reason(op: Operation) -> str | None:
     match op:
-        case quant.LinearOp():
-            return _reason_of_codes(op)
-        case quant.QuantizeOp() if is_for_cache(op):
-            return None
+        case quant.LinearOp() | quant.DynamicScaleOp() | quant.QuantizeOp() | quant.DequantizeOp():
+            return reason_against(op)
         case nn.RopeOp():
             turning, head_dim = 2 * len(op.inv_freq.get_values()), shape_of(op.x)[-1]
             return None if turning == head_dim else f"only {turning} of {head_dim} features turn"
@@ -71,23 +74,6 @@ def _reason(op: Operation) -> str | None:
             return None
         case _:
             return "the backend has no kernel for it"
-
-
-def _reason_of_codes(op: quant.LinearOp) -> str | None:
-    (rows, columns), (_, k) = op.block, shape_of(op.w)
-    if columns < k:
-        return f"scales of blocks of {rows} x {columns} weights"
-    if op.x_scale is not None:
-        return "inputs that are codes"
-    return None
-
-
-def is_for_cache(op: quant.QuantizeOp) -> bool:
-    """Whether the codes, all times one number, go to the KV cache and nowhere else."""
-    users = [use.operation for use in op.y.uses]
-    return math.prod(shape_of(op.scale)) == 1 and all(
-        isinstance(user, paged.WriteOp) for user in users
-    )
 
 
 def is_scalar(value: SSAValue) -> bool:

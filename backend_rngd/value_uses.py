@@ -45,6 +45,9 @@ def feature_orders(body: Block) -> dict[SSAValue, FeatureOrder]:
             case paged.AttentionOp():
                 if not isinstance(op.q.owner, nn.RopeOp):
                     ask(op.q, rotary=False)
+            case quant.QuantizeOp() | quant.DequantizeOp():
+                if op.y in asked:
+                    asked.setdefault(op.operands[0], asked[op.y])
             case _ if op.results and op.results[0] in asked and not isinstance(op, Linear):
                 for operand in op.operands:
                     if shape_of(operand)[-1] == shape_of(op.results[0])[-1] or _is_view(op):
@@ -94,7 +97,8 @@ def is_read_by_heads(value: SSAValue) -> bool:
         if isinstance(op, paged.WriteOp | paged.AttentionOp):
             continue
         per_head = isinstance(op, nn.RmsNormOp) and len(shape_of(op.x)) == HEADS_RANK
-        if not (per_head or _is_view(op) or isinstance(op, nn.RopeOp | quant.QuantizeOp)):
+        alone = isinstance(op, nn.RopeOp | quant.QuantizeOp | quant.DequantizeOp)
+        if not (per_head or _is_view(op) or alone):
             return False
         if not is_read_by_heads(op.results[0]):
             return False

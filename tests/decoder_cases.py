@@ -146,9 +146,10 @@ def relative_rms(found: Array, expected: Array) -> float:
     return float(error / np.sqrt(np.mean(expected**2)))
 
 
-def check(case: Case) -> None:
+def check(case: Case, bound: float | None = None) -> None:
     found, expected = simulated(case), reference(case)
     assert found.shape == expected.shape
     assert np.isfinite(found).all()
-    bound = BOUND if case.decoder.cache_scales is None else CODES_BOUND
+    if bound is None:
+        bound = BOUND if case.decoder.cache_scales is None else CODES_BOUND
     assert relative_rms(found, expected) < bound

@@ -25,7 +25,7 @@ from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.ir import nn, paged, provenance
 from furiosa_llm.ir.nn_parameters import NUMPY_DTYPES
-from furiosa_llm.ir.types import shape_of, tensor
+from furiosa_llm.ir.types import AnyTensor, shape_of, tensor
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device
 
@@ -78,8 +78,8 @@ Body = Callable[[Scope], SSAValue]
 class OneFunction:
     """A function, its bucket and its values.
 
-    Tokens that are no padding are the rows of each `x` [tokens, D], sequence by sequence. All
-    values are bf16 numbers, in f64.
+    Tokens that are no padding are the rows of each `x` [tokens, D], sequence by sequence. Values
+    are bf16 numbers, in f64; weights of other types are stored as they are.
     """
 
     bucket: Bucket
@@ -118,7 +118,7 @@ class OneFunction:
         return np.concatenate([logits[row, :count] for row, count in enumerate(counts)])
 
     def _compiled(self) -> tuple[Program, dict[str, Array]]:
-        parameters = {name: w.astype(ml_dtypes.bfloat16) for name, w in self.weights.items()}
+        parameters = {name: _stored(w) for name, w in self.weights.items()}
         for i, x in enumerate(self.x):
             padding = np.full((1, x.shape[1]), np.nan)
             parameters[f"table_{i}"] = np.concatenate([padding, x]).astype(ml_dtypes.bfloat16)
@@ -127,6 +127,15 @@ class OneFunction:
         for step in backend_phase(self.bucket):
             step.apply(context, module)
         return encode_program(module, "one_function"), parameters
+
+
+def _stored(w: Array) -> Array:
+    return w.astype(ml_dtypes.bfloat16) if w.dtype == np.float64 else w
+
+
+def _type_of(w: Array) -> AnyTensor:
+    dtype = next(dtype for dtype, known in NUMPY_DTYPES.items() if known == w.dtype)
+    return tensor(w.shape, dtype)
 
 
 def _module(case: OneFunction, parameters: dict[str, Array]) -> ModuleOp:
@@ -148,7 +157,7 @@ def _module(case: OneFunction, parameters: dict[str, Array]) -> ModuleOp:
     work = _work(case, [*hidden, *inputs[1:], *caches], parameters)
     results = list(work.function_type.outputs)
     functions += [work, _forward(case, parameters, [*inputs, *caches], hidden, results)]
-    named = [nn.ParameterOp(name, tensor(w.shape, bf16)) for name, w in parameters.items()]
+    named = [nn.ParameterOp(name, _type_of(w)) for name, w in parameters.items()]
     module = ModuleOp([*named, *functions])
     module.verify()
     return module
@@ -158,7 +167,7 @@ def _work(
     case: OneFunction, inputs: Sequence[Attribute], parameters: dict[str, Array]
 ) -> func.FuncOp:
     """The function's body and the product with the identity; caches are results too."""
-    weights = {name: tensor(w.shape, bf16) for name, w in case.weights.items()}
+    weights = {name: _type_of(_stored(w)) for name, w in case.weights.items()}
     block = Block(arg_types=[*inputs, *weights.values()])
     args: list[SSAValue] = list(block.args)
     count = len(case.x)
@@ -203,7 +212,7 @@ def _forward(
     block = Block(arg_types=inputs)
 
     def get(name: str) -> SSAValue:
-        op = nn.GetParameterOp(name, tensor(parameters[name].shape, bf16))
+        op = nn.GetParameterOp(name, _type_of(parameters[name]))
         block.add_op(op)
         return op.results[0]
 

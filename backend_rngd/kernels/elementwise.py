@@ -62,12 +62,6 @@ SCALAR: Mapping[str, VectorOp] = MappingProxyType(
 )
 
 
-def quantized(emit: Emitter, x: Activation, scale: Ref, label: str) -> Activation:
-    """Codes of x / scale, the quotient in f32; `scale` is one number in the VRF."""
-    divide = VectorOp(Alu.FP_DIV, Op.DIV, y=Source.VRF)
-    return _pass(emit, x, None, (divide,), label, vrf=scale, out_dtype=DType.F8E4M3)
-
-
 def with_scalar(emit: Emitter, op: str, x: Activation, scalar: float, label: str) -> Activation:
     """x op scalar in f32, rounded once to x's type."""
     return _pass(emit, x, None, (SCALAR[op],), label, scalar)
@@ -80,31 +74,27 @@ def _pass(
     ops: tuple[VectorOp, ...],
     label: str,
     scalar: float = 0.0,
-    vrf: Ref | None = None,
-    out_dtype: DType | None = None,
 ) -> Activation:
-    out = emit.activation(x.order, x.tokens, label, out_dtype or x.dtype, x.groups)
-    step, out_step = x.dtype.bytes_for(RUN), out.dtype.bytes_for(RUN)
+    out = emit.activation(x.order, x.tokens, label, x.dtype, x.groups)
+    step = x.dtype.bytes_for(RUN)
     packets = x.tokens * x.row_bytes // step
     rows = -(-packets // MAX_COUNT)
     while packets % rows:
         rows += 1
-    row_bytes, out_row_bytes = packets // rows * step, packets // rows * out_step
+    row_bytes = packets // rows * step
     emit.exec(
         Context.MAIN,
         [
-            Counter(x.units, a=x.unit_bytes, b=x.unit_bytes if other else 0, commit=out.unit_bytes),
-            Counter(rows, a=row_bytes, b=row_bytes if other else 0, commit=out_row_bytes),
-            Counter(packets // rows, a=step, b=step if other else 0, commit=out_step),
+            Counter(x.units, a=x.unit_bytes, b=x.unit_bytes if other else 0, commit=x.unit_bytes),
+            Counter(rows, a=row_bytes, b=row_bytes if other else 0, commit=row_bytes),
+            Counter(packets // rows, a=step, b=step if other else 0, commit=step),
         ],
         Stream(RUN, cast=DType.F32 if x.dtype == DType.BF16 else None, pair=other is not None),
         a=x.ref,
         b=other,
         dtype=x.dtype,
-        vrf=vrf,
         out=out.ref,
-        out_dtype=out.dtype,
         vector=Vector(ops, imm=(bits(scalar), 0, 0)),
-        commit=Commit(columns=RUN, column_stride=out.dtype.bytes_for(1)),
+        commit=Commit(columns=RUN, column_stride=step // RUN),
     )
     return out

@@ -7,26 +7,36 @@ A decoder whose layers are codes and scales computes what its bf16 roundings all
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
+import numpy as np
 import pytest
-from decoder_cases import Case, check
+import torch
+from decoder_cases import Case, check, simulated
+from error_bounds import Approx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from one_function import OneFunction, Scope
 from small_decoder import Decoder, Scheme
+from value_cases import normal, rows_of
 from xdsl.context import Context
 from xdsl.dialects import test
-from xdsl.dialects.builtin import IntegerAttr, f16, f32, i64
+from xdsl.dialects.builtin import IntegerAttr, bf16, f16, f32, i64
+from xdsl.ir import SSAValue
 
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.instructions import Control, Dma
 from furiosa_llm.backend_rngd.isa.layout import RowsLayout
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.errors import CompileError, SimulationFault
-from furiosa_llm.ir import quant
+from furiosa_llm.ir import nn, quant, quant_semantics
 from furiosa_llm.ir.types import tensor
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device
 
+Array = np.ndarray[Any, Any]
 CHANNEL, TENSOR = Scheme("channel"), Scheme("tensor")
 CASES = {
     "one token": Case(Decoder(Bucket.decode(1, 40), scheme=CHANNEL), (7,)),
@@ -47,6 +57,158 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_logits_agree_with_the_interpreter(name: str) -> None:
     check(CASES[name])
+
+
+CODES_BOUND = 2 * (3 * 2) ** 0.5 * 2.0**-3 * 0.72 / 12**0.5
+"""Inputs that differ by less than a step may get codes a step apart, so at worst the two programs
+round each input independently. A step of e4m3 is 2**-3 of the power of two below, 0.72 of that of
+the number in the RMS; rounding is off by a step over sqrt(12), two roundings by sqrt(2) of that. A
+branch of the decoder has up to three inputs in codes one after the other (those of q, k and v,
+of the probabilities' sums, of o), and what a residual stream cancels can double the error. The
+programs with exactly known inputs, below, have bounds of single operators."""
+STATIC, DYNAMIC = Scheme("tensor", "tensor"), Scheme("channel", "token")
+CODES_CASES = {
+    "static, ragged decode": Case(
+        Decoder(Bucket.decode(4, 100), bias=True, scheme=STATIC), (100, 1, 37, 64)
+    ),
+    "static, prefill in parts": Case(Decoder(Bucket.prefill(1, 380), scheme=STATIC), (371,)),
+    "dynamic, one token": Case(Decoder(Bucket.decode(1, 40), scheme=DYNAMIC), (33,)),
+    "dynamic, prefill": Case(Decoder(Bucket.prefill(2, 24), bias=True, scheme=DYNAMIC), (20, 11)),
+    "dynamic, heads in few slices": Case(
+        Decoder(Bucket.prefill(1, 24), heads=9, kv_heads=3, head_dim=64, scheme=DYNAMIC), (24,)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CODES_CASES)
+def test_logits_of_codes_agree_with_the_interpreter(name: str) -> None:
+    check(CODES_CASES[name], CODES_BOUND)
+
+
+def test_garbage_in_padding_changes_no_bit() -> None:
+    case = CODES_CASES["dynamic, prefill"]
+    assert (simulated(case, garbage=0.0) == simulated(case)).all()
+
+
+# --- inputs in codes ---
+
+tokens = st.sampled_from(
+    [
+        (Bucket.decode(1, 8), (5,)),
+        (Bucket.decode(13, 9), (9, 1, 4, 4, 7)),
+        (Bucket.prefill(2, 37), (37, 20)),
+        (Bucket.prefill(1, 300), (290,)),
+    ]
+)
+sources = st.sampled_from(["stored", "computed"])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows of bf16 numbers, and how they become codes: by a stored number, or by each row's own."""
+
+    x: Array
+    number: float | None
+
+    @staticmethod
+    def random(rng: np.random.Generator, rows: int, width: int, source: str) -> Inputs:
+        """Some of the rows are zero, some are too large for the number, one is tiny."""
+        x = normal(rng, rows, width) * np.exp2(rng.integers(-9, 9, (rows, 1)))
+        x[rng.integers(rows)] = 0.0
+        x[rng.integers(rows)] *= 2.0**-60
+        return Inputs(x, 0.0136 if source == "stored" else None)
+
+    @property
+    def scale(self) -> Array:
+        """f32 [rows, 1]."""
+        if self.number is not None:
+            return np.full((len(self.x), 1), self.number, np.float32)
+        largest: Array = np.abs(self.x).max(axis=1, keepdims=True).astype(np.float32)
+        return largest / np.float32(448.0)
+
+    @property
+    def codes(self) -> Array:
+        """What the reference semantics give, as numbers."""
+        x, scale = (torch.from_numpy(a.astype(np.float32)) for a in (self.x, self.scale))
+        return quant_semantics.quantize(x, scale).double().numpy()
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        return {} if self.number is None else {"scale": np.array(self.number, np.float32)}
+
+    def emit(self, f: Scope) -> tuple[SSAValue, SSAValue]:
+        """Codes and their scale."""
+        scale = f.weights.get("scale")
+        if scale is None:
+            scale = f.add(quant.DynamicScaleOp(f.x[0], group=self.x.shape[1]))
+        return f.add(quant.QuantizeOp(f.x[0], scale)), scale
+
+
+@settings(max_examples=12)
+@given(where=tokens, width=st.integers(1, 1500), source=sources, seed=st.integers(0, 999))
+def test_codes_and_what_they_mean_are_those_of_the_reference(
+    where: tuple[Bucket, tuple[int, ...]], width: int, source: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = Inputs.random(rng, rows_of(*where), width, source)
+
+    def body(f: Scope) -> SSAValue:
+        return f.add(quant.DequantizeOp(*inputs.emit(f)))
+
+    found = OneFunction(*where, [inputs.x], body, inputs.parameters).run()
+    expected = (inputs.codes * inputs.scale).astype(np.float32).astype(ml_dtypes.bfloat16)
+    assert (found == expected.astype(np.float32)).all()
+
+
+@settings(max_examples=12)
+@given(
+    where=tokens,
+    shape=st.tuples(st.integers(1, 700), st.integers(1, 700)),
+    source=sources,
+    bias=st.booleans(),
+    head_dim=st.none() | st.integers(1, 40),
+    seed=st.integers(0, 999),
+)
+def test_products_of_codes(
+    where: tuple[Bucket, tuple[int, ...]],
+    shape: tuple[int, int],
+    source: str,
+    bias: bool,
+    head_dim: int | None,
+    seed: int,
+) -> None:
+    """The codes are exact, so the product has the bound of a sum in f32 that is scaled."""
+    rng = np.random.default_rng(seed)
+    inputs = Inputs.random(rng, rows_of(*where), shape[1], source)
+    rows = shape[0] if head_dim is None else 2 * head_dim * (1 + shape[0] % 5)
+    weights: dict[str, Array] = {
+        "w": normal(rng, rows, shape[1]).astype(ml_dtypes.float8_e4m3fn),
+        "w_scale": rng.uniform(0.01, 0.1, rows).astype(np.float16),
+    }
+    if bias:
+        weights["bias"] = normal(rng, rows)
+
+    def body(f: Scope) -> SSAValue:
+        w = f.weights
+        x, scale = inputs.emit(f)
+        y = f.add(
+            quant.LinearOp(
+                x, w["w"], w["w_scale"], scale, w.get("bias"), rows=1, columns=shape[1], dtype=bf16
+            )
+        )
+        if head_dim is None:
+            return y
+        split = f.swapped(f.in_heads(y, rows // (2 * head_dim)))
+        zero = [0.0] * head_dim  # nothing turns, but heads stand in rotary order
+        turned = nn.RopeOp(split, f.positions, inv_freq=zero, attention_scaling=1.0)
+        return f.joined(f.swapped(f.add(turned)))
+
+    scaling = [weights["w_scale"].astype(np.float64)[None], inputs.scale.astype(np.float64)]
+    addends = [weights["bias"]] if bias else []
+    codes = Approx.exact(inputs.codes)
+    expected = codes.scaled_linear(weights["w"].astype(np.float64), scaling, 2, *addends)
+    found = OneFunction(*where, [inputs.x], body, inputs.parameters | weights).run()
+    expected.check_bf16(found)
 
 
 # --- what is loaded ---
