@@ -401,6 +401,18 @@ def not_an_integer(key: str, value: str) -> CompileError:
     )
 
 
+def option_of_another_type(option: str, value: object, wanted: str) -> CompileError:
+    """BLD027: an option of `ArtifactBuilder` got a value of another type."""
+    return CompileError(
+        "BLD027",
+        f"{option} is {value!r:.60}, not {wanted}",
+        at=option,
+        cause="guessing what is meant could build something else than you want",
+        next_step=f"pass {wanted}",
+        exit_code=2,
+    )
+
+
 def context_unknown(model: str) -> CompileError:
     """BLD012: the model's config does not say how long its context is."""
     return CompileError(

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from .. import errors
 from ..models.config_types import Bucket
+from ..models.stages import is_whole
 
 DEFAULT_LENGTH = 2048
 """Tokens of the bucket that a build makes when it is given none."""
@@ -21,9 +22,9 @@ def parse_buckets(
     """The buckets of both kinds, prefill first, each sorted.
 
     No sequence is to be longer than `limit` tokens; if it is all that is given, there is one bucket
-    of each kind, as long as it says. Raises: BLD002, BLD003, BLD022.
+    of each kind, as long as it says. Raises: BLD002, BLD003, BLD022, BLD027.
     """
-    prefill, decode = list(prefill), list(decode)
+    prefill, decode = _shapes("prefill_buckets", prefill), _shapes("decode_buckets", decode)
     if not prefill and not decode and limit is not None:
         prefill = decode = [(1, limit)]
     buckets = [
@@ -60,6 +61,19 @@ def fit_context(buckets: Sequence[Bucket], context: int) -> tuple[Bucket, ...]:
         if bucket.attention_size > context:
             raise errors.bucket_beyond_context(bucket.name, bucket.attention_size, context)
     return tuple(buckets)
+
+
+def _shapes(option: str, shapes: Iterable[BucketShape]) -> list[BucketShape]:
+    """Raises: BLD027 for what is no list of pairs of whole numbers."""
+    wanted = "a list of pairs such as (1, 512), of batch size and length"
+    try:
+        pairs = [tuple(shape) for shape in shapes]
+    except TypeError:
+        raise errors.option_of_another_type(option, shapes, wanted) from None
+    for pair in pairs:
+        if len(pair) != 2 or not all(map(is_whole, pair)):
+            raise errors.option_of_another_type(option, pair, wanted)
+    return [(int(batch_size), int(length)) for batch_size, length in pairs]
 
 
 def _checked(kind: str, shape: BucketShape, least: int) -> Bucket:

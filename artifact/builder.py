@@ -31,6 +31,7 @@ from .describe import (
     describe_sharding,
 )
 from .ledger import LEDGER_FILE, check_losses, show_losses
+from .option_checks import check_flag, check_number, check_scheduler, check_workers
 from .parameter_files import ParameterFiles, copy_parameters, link_parameters
 from .quantization import ModelTensors, open_directory, open_tensors
 from .reader import running_version, sha256_of
@@ -74,8 +75,8 @@ class ArtifactBuilder:
     `partial_sum` is the type in which tensor-parallel ranks exchange parts of sums. `allow_lossy`
     are patterns of tensors that need not be carried over exactly (`artifact/ledger.py`).
 
-    Raises: BLD002, BLD003, BLD014, BLD015, BLD022 to BLD025, BCK006, PAR001 to PAR009, PAR012,
-    PAR014 to PAR018, QNT006, QNT012.
+    Raises: BLD002, BLD003, BLD014, BLD015, BLD022 to BLD025, BLD027, BCK006, PAR001 to PAR009,
+    PAR012, PAR014 to PAR018, QNT006, QNT012.
     """
 
     def __init__(
@@ -103,6 +104,10 @@ class ArtifactBuilder:
         **vendor_options: Unpack[VendorOptions],
     ) -> None:
         check_vendor_options(vendor_options)
+        check_flag("calculate_logit_only_for_last_token", calculate_logit_only_for_last_token)
+        check_number("max_seq_len_to_capture", max_seq_len_to_capture)
+        check_number("paged_attention_num_blocks", paged_attention_num_blocks)
+        check_scheduler(default_scheduler_config)
         default_tp = 1
         if devices_or_name and (name is not None or is_device_list(devices_or_name)):
             if devices is not None:
@@ -124,7 +129,7 @@ class ArtifactBuilder:
         self.last_token_only = calculate_logit_only_for_last_token
         self.num_blocks = paged_attention_num_blocks
         check_blocks(self.num_blocks, self.buckets)
-        self.scheduler = _checked_scheduler(default_scheduler_config)
+        self.scheduler = default_scheduler_config
         self.level = optimization_level
         self.stage_list = num_blocks_per_pp_stage
         self.partial_sum = partial_sum
@@ -160,8 +165,8 @@ class ArtifactBuilder:
         """
         if weights not in get_args(WeightsMode):
             raise errors.unknown_weights_mode(weights, get_args(WeightsMode))
-        _check_workers("num_pipeline_builder_workers", num_pipeline_builder_workers)
-        _check_workers("num_compile_workers", num_compile_workers)
+        check_workers("num_pipeline_builder_workers", num_pipeline_builder_workers)
+        check_workers("num_compile_workers", num_compile_workers)
         target = Path(save_dir).absolute()
         atomic.check_replaceable(target)
         if dump_ir is not None and Path(dump_ir).exists() and any(Path(dump_ir).iterdir()):
@@ -279,24 +284,6 @@ class ArtifactBuilder:
     def _stage_sizes(self, blocks: int) -> tuple[int, ...]:
         """Transformer blocks of each stage. Raises: PAR010, PAR011."""
         return stage_sizes(blocks, self.mesh.pp, self.stage_list)
-
-
-def _checked_scheduler(scheduler: SchedulerConfig) -> SchedulerConfig:
-    """Raises: BLD023 for chunked prefill."""
-    if scheduler.prefill_chunk_size is not None:
-        raise errors.option_not_supported(
-            "SchedulerConfig.prefill_chunk_size",
-            scheduler.prefill_chunk_size,
-            "a prompt is processed in one run of a prefill bucket",
-            "leave it out, and build prefill buckets as long as your prompts",
-        )
-    return scheduler
-
-
-def _check_workers(option: str, count: int) -> None:
-    """Raises: BLD020."""
-    if count < 1:
-        raise errors.no_workers(option, count)
 
 
 def _model_id(model: str | Path) -> str:

@@ -51,11 +51,12 @@ def check_count(axis: str, size: int) -> None:
 
 def check_whole(option: str, value: object) -> None:
     """Raises: PAR018."""
-    if not _is_whole(value):
+    if not is_whole(value):
         raise errors.not_whole_numbers(option, value, "a whole number", "2")
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """A whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -63,7 +64,7 @@ def _is_list_of_numbers(sizes: object) -> bool:
     """Of one or more; a text is none."""
     if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
         return False
-    return bool(sizes) and all(map(_is_whole, sizes))
+    return bool(sizes) and all(map(is_whole, sizes))
 
 
 def list_of(sizes: Sequence[int]) -> str:

@@ -310,6 +310,35 @@ def test_less_than_one_worker_is_refused(model: Path, tmp_path: Path, option: st
     assert caught.value.at == option
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"calculate_logit_only_for_last_token": "False"},
+        {"calculate_logit_only_for_last_token": None},
+        {"max_seq_len_to_capture": "64"},
+        {"paged_attention_num_blocks": 512e3},
+        {"default_scheduler_config": {"npu_queue_limit": 2}},
+        {"prefill_buckets": [(1, "16")]},
+        {"prefill_buckets": [(1, 16, 0)]},
+        {"prefill_buckets": (1, 16)},
+        {"decode_buckets": ["1,32"]},
+        {"decode_buckets": [(True, 32)]},
+        {"decode_buckets": None},
+    ],
+)
+def test_values_of_another_type_are_refused(model: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(FuriosaLLMError) as caught:
+        ArtifactBuilder(model, **options)
+    assert caught.value.code == "BLD027"
+    assert caught.value.at in options
+
+
+@pytest.mark.parametrize("count", ["2", 1.0, None, True])
+def test_workers_are_whole_numbers(model: Path, tmp_path: Path, count: Any) -> None:
+    with pytest.raises(FuriosaLLMError, match="BLD027"):
+        ArtifactBuilder(model, **BUCKETS).build(tmp_path / "out", num_compile_workers=count)
+
+
 def test_a_quantisation_directory_is_checked_at_once(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FuriosaLLMError, match="QNT012"):
         ArtifactBuilder(model, quantize_artifact_path=tmp_path / "absent")
