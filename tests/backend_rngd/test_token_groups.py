@@ -5,13 +5,21 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from decoder_cases import Case, check
+from decoder_cases import BOUND, SLOTS, Case, check, reference, relative_rms, valid
 from small_decoder import Decoder
 from xdsl.context import Context
+from xdsl.dialects.builtin import StringAttr
 
 from furiosa_llm.backend_rngd import tile
+from furiosa_llm.backend_rngd.encode import encode_program
+from furiosa_llm.backend_rngd.pipeline import DIALECTS, backend_phase
 from furiosa_llm.backend_rngd.rngd import TilingOp
+from furiosa_llm.ir import dist
+from furiosa_llm.ir.text import make_context
 from furiosa_llm.models.config_types import Bucket
+from furiosa_llm.passes.lower_collectives import LowerCollectivesPass
+from furiosa_llm.passes.pipeline import run_passes, shard_phase
+from furiosa_llm.runtime_sim.device import Device
 
 CASES = {
     # 64 slices hold the hidden state, 56 what the feed-forward makes: its units are chunks.
@@ -49,6 +57,29 @@ def test_values_do_not_depend_on_the_grouping(name: str, monkeypatch: pytest.Mon
     prices = itertools.cycle([1.0, 0.0])
     monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
     check(CASES[name])
+
+
+@pytest.mark.parametrize("algorithm", ["scatter_gather", "rotate"])
+def test_sums_over_ranks_work_in_groups(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = itertools.cycle([1.0, 0.0])
+    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
+    case = CASES["several kv heads"]
+    module, context = case.decoder.module(), make_context(DIALECTS)
+    shard = [step for step in shard_phase(2) if not isinstance(step, LowerCollectivesPass)]
+    run_passes(module, shard, context=context)
+    sums = [op for op in module.walk() if isinstance(op, dist.AllReduceOp)]
+    assert len(sums) >= 2  # after attention, and after the feed-forward part
+    for op in sums:
+        op.algorithm = StringAttr(algorithm)
+    run_passes(module, backend_phase(case.decoder.bucket), context=context)
+
+    program, device = encode_program(module, "groups"), Device()
+    device.load(program, case.decoder.weights().__getitem__)
+    device.allocate_caches(program, SLOTS)
+    found, expected = valid(case, device.execute(program, case.inputs())["logits"]), reference(case)
+    assert relative_rms(found, expected) < BOUND
+    records = [op.record.data for op in module.walk() if isinstance(op, TilingOp)]
+    assert any("groups=4" in record for record in records)
 
 
 def test_pinned_groups_are_taken_whatever_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
