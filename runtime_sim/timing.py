@@ -36,17 +36,18 @@ BUSY_SHARE = 0.5
 """Below this share of the cycles no engine is what a module waits for."""
 
 
-@dataclass(frozen=True)
-class ModuleTiming:
-    """What one module of one layer takes. Cycles are those during which it is the oldest."""
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Cycles of something that ran, with their interval, and what they went by with."""
 
-    path: str
     cycles: int
     time_us: float
     hbm_bytes: int
+    """Bytes that DMA commands read from and write to HBM."""
     macs: int
+    """Useful multiply-accumulates."""
     engines: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """Busy cycles of its commands per engine, hidden ones included.
+    """Busy cycles per engine of the tensor unit and of the DMA engine, hidden ones included.
 
     `exchange` is not an engine but the time for which messages to other ranks are on their way.
     """
@@ -71,30 +72,25 @@ class ModuleTiming:
         return self.spread.dominant
 
 
-@dataclass(frozen=True)
-class ProgramTiming:
+@dataclass(frozen=True, kw_only=True)
+class ModuleTiming(Timing):
+    """What one module of one layer takes. Cycles are those during which it is the oldest."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramTiming(Timing):
     """One run of a bucket's program."""
 
     bucket: str
-    cycles: int
-    time_us: float
-    hbm_bytes: int
-    """Bytes that DMA commands read from and write to HBM."""
-    macs: int
-    """Useful multiply-accumulates."""
     hbm_utilization: float
     """Share of the bytes that the program's DMA engines could have moved."""
     mac_utilization: float
     """Share of the multiplications that the program's PEs could have made, in its type."""
     modules: tuple[ModuleTiming, ...]
-    engines: Mapping[str, int]
-    """Busy cycles per engine of the tensor unit and of the DMA engine; `exchange` as in modules."""
     contexts: Mapping[str, int]
     """Busy cycles of main, sub and dma."""
-    roofline_cycles: int = 0
-    """The least that its HBM traffic and its multiplications need."""
-    bound: Bound = "latency"
-    spread: Spread = field(default_factory=Spread)
     low_us: float = 0.0
     """Time at the low end of the interval, the clock's range included."""
     high_us: float = 0.0
@@ -102,21 +98,6 @@ class ProgramTiming:
     """The machine's number whose range matters most to the time's interval."""
     hbm_capacity_utilization: float = 0.0
     """Share of a PE's part of HBM that the program's regions take, KV caches left out."""
-    exchange_cycles: int = 0
-    """Cycles in which messages and signals of other ranks are waited for."""
-
-    @property
-    def low_cycles(self) -> int:
-        return max(0, round(self.cycles - self.spread.down))
-
-    @property
-    def high_cycles(self) -> int:
-        return round(self.cycles + self.spread.up)
-
-    @property
-    def dominant(self) -> str | None:
-        """The machine's number whose range matters most to the interval."""
-        return self.spread.dominant
 
 
 def time_program(

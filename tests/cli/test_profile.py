@@ -25,6 +25,22 @@ from furiosa_llm.runtime_sim.timing import Bound, ModuleTiming, ProgramTiming
 SPREAD = Spread({"dma.startup_cycles": (-5.0, 10.0)})
 
 
+def module(
+    path: str, cycles: int, bound: Bound, engines: dict[str, int], spread: Spread | None = None
+) -> ModuleTiming:
+    return ModuleTiming(
+        path=path,
+        cycles=cycles,
+        time_us=0.1,
+        hbm_bytes=100,
+        macs=7,
+        engines=engines,
+        roofline_cycles=60,
+        bound=bound,
+        spread=spread or Spread(),
+    )
+
+
 def timing_of(program: Program, cycles: int) -> ProgramTiming:
     paths = ["model.embed_tokens", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
     return ProgramTiming(
@@ -35,7 +51,7 @@ def timing_of(program: Program, cycles: int) -> ProgramTiming:
         macs=21,
         hbm_utilization=0.5,
         mac_utilization=0.25,
-        modules=tuple(ModuleTiming(path, 100, 0.1, 100, 7, BUSY, 60, "HBM") for path in paths),
+        modules=tuple(module(path, 100, "HBM", BUSY) for path in paths),
         engines={"dma": 270},
         contexts={"dma": 270, "main": 0},
         roofline_cycles=180,
@@ -209,7 +225,7 @@ LAYERS: list[tuple[int, Bound]] = [(10, "HBM"), (30, "latency"), (10, "HBM")]
 
 def test_a_module_of_many_layers_has_the_bound_of_most_of_their_cycles() -> None:
     layers = [
-        ModuleTiming(f"layers.{i}.mlp", cycles, 0.0, 0, 0, {"dma": 1}, 0, bound, SPREAD)
+        module(f"layers.{i}.mlp", cycles, bound, {"dma": 1}, SPREAD)
         for i, (cycles, bound) in enumerate(LAYERS)
     ]
     (row,) = fold_layers(layers)
