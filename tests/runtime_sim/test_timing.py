@@ -314,8 +314,8 @@ def test_a_large_program_is_timed_in_well_under_a_second() -> None:
         body.append(add(16 + i, waits=(Wait(1, 1),)))
     commands = [Control(600, len(body)), *body]
     large = program(*commands, prefixes=[f"layers.{i}" for i in range(32)])
-    start = time.perf_counter()
+    start = time.process_time()
     timing = time_program(large, BOOK)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     one_body = sum(cycles(c) for c in body if isinstance(c, Exec | Dma))
     assert timing.cycles < 32 * 600 * one_body
