@@ -280,15 +280,14 @@ def pin_without_target(pattern: str, kind: str, known: Sequence[str]) -> Compile
     )
 
 
-def model_named_twice(model_id: str, model: str, output: str) -> CompileError:
+def model_named_twice(model_id: str, positionals: Sequence[str]) -> CompileError:
     """BLD017: `build` got a model by --model-id, and another one by position."""
     return CompileError(
         "BLD017",
-        f"two models are named: --model-id {model_id}, and {model}",
+        f"two models are named: by --model-id {model_id}, and in `{' '.join(positionals)}`",
         at="--model-id",
         cause="beside --model-id there is one positional argument, the output directory",
-        next_step=f"write `furiosa-llm build {output} --model-id {model_id}`, "
-        f"or `furiosa-llm build {model} {output}`",
+        next_step="give the output directory alone, or leave --model-id out",
         exit_code=2,
     )
 

@@ -35,8 +35,8 @@ def _model_and_output(model_id: str | None, positionals: Sequence[str]) -> tuple
             return model, Path(output)
         case str(), (output,):
             return model_id, Path(output)
-        case str(), (model, output):
-            raise errors.model_named_twice(model_id, model, output)
+        case str(), (_, _):
+            raise errors.model_named_twice(model_id, positionals)
         case None, (given,):
             raise errors.model_or_output_missing(given)
     wanted = "MODEL OUTPUT" if model_id is None else "OUTPUT"

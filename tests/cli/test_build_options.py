@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from furiosa_llm.artifact.builder import ArtifactBuilder
+from furiosa_llm.cli.build import command
 from furiosa_llm.cli.main import main
+from furiosa_llm.cli.model_options import KEYS
 
 
 @pytest.fixture
@@ -225,3 +227,24 @@ def test_wrong_values_are_coded_usage_errors(
 
 def test_a_malformed_bucket_names_the_option_that_was_used(calls: list[dict[str, Any]]) -> None:
     assert "-db" in invoke("-db", "1").stderr
+
+
+USAGE = """
+    --model-id --name --devices -tp --tensor-parallel-size -pp --pipeline-parallel-size
+    -dp --data-parallel-size -pb --prefill-buckets -db --decode-buckets --max-seq-len-to-capture
+    --additional-model-config --quantization-artifact-path --kv-cache-sharing-across-beams-config
+    --paged-attention-num-blocks --num-pipeline-builder-workers --num-compile-workers
+"""
+"""All options of the seed's usage text."""
+
+
+def test_every_option_of_the_seed_is_known_and_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "build.md").read_text()
+    known = {name for option in command.params for name in option.opts}
+    for name in USAGE.split():
+        assert name in known
+    for option in command.params:
+        if set(option.opts) & set(USAGE.split()):
+            assert any(f"`{name}" in page for name in option.opts), option.name
+    for key in KEYS:
+        assert f"`{key}`" in page
