@@ -3,12 +3,14 @@
 A stage begins with nothing but the model's inputs, parameters and tables. What earlier calls have
 left in HBM for later ones is sent; constants that calls find in data memory because an earlier call
 loaded them (`chain.py`) are loaded again. A cut through a layer's KV cache, or through results that
-stand in data memory, is none. Bytes are those of footprints, which are hulls: what is sent may be
-more than what is read, never less.
+stand in data memory, is none. What is sent of a region is one run: it may be more than what is
+read, never less.
 """
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +24,8 @@ from .isa.rules import DM_BYTES, SLICES_PER_PE
 Span = tuple[int, int]
 WHOLE: Span = (0, 1 << 40)
 """Of a region, whatever its size."""
+MOST_RUNS = 1024
+"""Transfers of more runs count as all bytes from the first run to the last."""
 
 
 class Spans:
@@ -41,23 +45,36 @@ class Spans:
         return other
 
     def add(self, low: int, high: int) -> None:
-        apart = [(a, b) for a, b in self._spans if b < low or high < a]
-        for a, b in self._spans:
-            if not (b < low or high < a):
-                low, high = min(low, a), max(high, b)
-        self._spans = sorted([*apart, (low, high)])
+        first = bisect_left(self._spans, low, key=_end)
+        last = bisect_right(self._spans, high, key=_start)
+        if first < last:
+            low = min(low, self._spans[first][0])
+            high = max(high, self._spans[last - 1][1])
+        self._spans[first:last] = [(low, high)]
 
     def remove(self, low: int, high: int) -> None:
-        self._spans = [
-            part
-            for a, b in self._spans
-            for part in ((a, min(b, low)), (max(a, high), b))
-            if part[0] < part[1]
-        ]
+        first, last = self._between(low, high)
+        if first < last:
+            ends = (self._spans[first][0], low), (high, self._spans[last - 1][1])
+            self._spans[first:last] = [part for part in ends if part[0] < part[1]]
 
     def common(self, low: int, high: int) -> list[Span]:
         """What it has of [low, high)."""
-        return [(max(a, low), min(b, high)) for a, b in self._spans if a < high and low < b]
+        first, last = self._between(low, high)
+        return [(max(a, low), min(b, high)) for a, b in self._spans[first:last]]
+
+    def _between(self, low: int, high: int) -> tuple[int, int]:
+        """The first span that has some of these bytes, and the one after the last."""
+        first = bisect_right(self._spans, low, key=_end)
+        return first, bisect_left(self._spans, high, key=_start)
+
+
+def _start(span: Span) -> int:
+    return span[0]
+
+
+def _end(span: Span) -> int:
+    return span[1]
 
 
 @dataclass
@@ -134,12 +151,14 @@ def _sources(plan: ExecPlan) -> tuple[int, int]:
 
 def _block_use(program: Program, block: Block, slices: _Slices) -> _BlockUse:
     repeated = _repeated(program, block)
+    scratch = _scratch_registers(program, block)
     use = _BlockUse()
     writers: dict[tuple[Span, int | None], None] = {}
     seen: set[tuple[object, ...]] = set()
     for issued in expand_block(program, block):
         for write in (False, True):
-            for touch in _touches(issued, write, slices, program.header.tensor_parallel_size):
+            ranks = program.header.tensor_parallel_size
+            for touch in _touches(issued, write, slices, ranks, scratch):
                 # Most accesses repeat one before them; a read may come after a write of its bytes.
                 key = (write, *touch)
                 if key not in seen:
@@ -174,25 +193,58 @@ Touch = tuple[int | None, Span, bool]
 """The register, or None for data memory; bytes; whether all of them."""
 
 
-def _touches(issued: Issued, write: bool, slices: _Slices, ranks: int) -> Iterator[Touch]:
-    for address, f in zip(issued.addresses, issued.plan.footprints, strict=True):
+def _touches(
+    issued: Issued, write: bool, slices: _Slices, ranks: int, scratch: set[int]
+) -> Iterator[Touch]:
+    """Transfers between HBM and slices leave gaps; in `scratch` they are told apart."""
+    footprints = zip(issued.addresses, issued.plan.footprints, strict=True)
+    for number, (address, f) in enumerate(footprints):
         if f.write != write or f.memory not in (Memory.DM, Memory.HBM):
             continue
+        register = address.register if address.register is not None else 0
         for rank in range(ranks if address.rank_stride else 1):
             at = address.offset_of(rank)
             if f.memory == Memory.DM:
                 for span in slices.spans(issued, at, f):
                     yield None, span, True
             else:
-                register = address.register if address.register is not None else 0
-                yield register, *_in_hbm(at, f, issued)
+                assert isinstance(issued.plan, DmaPlan)
+                side = number if register in scratch else None
+                for span, dense in _in_hbm(at, f, issued.plan, side):
+                    yield register, span, dense
 
 
-def _in_hbm(at: int, f: Footprint, issued: Issued) -> tuple[Span, bool]:
+def _in_hbm(at: int, f: Footprint, plan: DmaPlan, side: int | None) -> Iterator[tuple[Span, bool]]:
+    """The bytes of a footprint: run by run for the transfer's source (0) or destination (1)."""
+    sides = plan.command.source, plan.command.destination
     if f.whole_region:
-        return WHOLE, False
-    assert isinstance(issued.plan, DmaPlan)
-    return (at + f.low, at + f.high), issued.plan.bytes == f.high - f.low
+        yield WHOLE, False
+    elif side is None or side >= len(sides) or plan.runs > MOST_RUNS:
+        yield (at + f.low, at + f.high), plan.bytes == f.high - f.low
+    else:
+        for low, high in _runs(plan.command.n, sides[side].strides, plan.command.run):
+            yield (at + low, at + high), True
+
+
+@functools.lru_cache(maxsize=4096)
+def _runs(counts: tuple[int, ...], strides: tuple[int, ...], run: int) -> tuple[Span, ...]:
+    """What the loops of one side of a transfer touch."""
+    starts = {0}
+    for count, stride in zip(counts, strides, strict=True):
+        starts = {start + i * stride for start in starts for i in range(count)}
+    return tuple(Spans((start, start + run) for start in sorted(starts)))
+
+
+def _scratch_registers(program: Program, block: Block) -> set[int]:
+    """Registers through which a block's calls reach what other calls have left in HBM."""
+    number = program.blocks.index(block)
+    return {
+        binding.register_number
+        for call in program.calls
+        if call.block == number
+        for binding in call.bindings
+        if program.regions[binding.region].scratch_bytes
+    }
 
 
 def _repeated(program: Program, block: Block) -> set[int]:
@@ -282,8 +334,9 @@ def _crossed_caches(header: Header, calls: Sequence[Call]) -> list[bool]:
 
 def _sends(header: Header, live: dict[int, Spans], written: dict[int, Spans]) -> Iterator[Piece]:
     for region in sorted(live.keys() & written.keys()):
-        parts = Spans(part for span in live[region] for part in written[region].common(*span))
-        for low, high in parts:
+        parts = [part for span in live[region] for part in written[region].common(*span)]
+        if parts:
+            low, high = min(parts)[0], max(high for _, high in parts)
             yield Piece(region=region, offset=low, size=high - low)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from decoder_cases import SLOTS, Case, fill_cache
+from hypothesis import given
+from hypothesis import strategies as st
 from small_decoder import Decoder
 
 from furiosa_llm import errors
@@ -182,6 +185,19 @@ def _bound(program: Program, call: int, register: int) -> int:
     return region
 
 
+def test_what_a_layer_leaves_to_itself_is_not_sent() -> None:
+    """Rows of two chunks fill a region together, with gaps in what each transfer writes."""
+    program = program_of(CHUNKS)
+    begins = next(cut for cut in program.header.stage_cuts if is_first_of(program, cut, "layers.1"))
+    (piece,) = begins.sends
+    assert program.regions[piece.region].name.startswith("hidden")
+
+
+def is_first_of(program: Program, cut: StageCut, prefix: str) -> bool:
+    before, call = program.calls[cut.call - 1], program.calls[cut.call]
+    return call.prefix == prefix != before.prefix
+
+
 # --- times ---
 
 
@@ -252,3 +268,20 @@ def test_spans_join_and_part() -> None:
     spans.remove(2, 9)
     assert list(spans) == [(0, 2), (9, 12)]
     assert spans.common(1, 10) == [(1, 2), (9, 10)]
+
+
+changes = st.tuples(st.booleans(), st.integers(0, 40), st.integers(1, 12))
+
+
+@given(st.lists(changes, max_size=20), st.integers(0, 40), st.integers(1, 12))
+def test_spans_are_sets_of_bytes(steps: list[tuple[bool, int, int]], low: int, length: int) -> None:
+    spans, expected = Spans(), set[int]()
+    for adds, first, size in steps:
+        (spans.add if adds else spans.remove)(first, first + size)
+        changed = set(range(first, first + size))
+        expected = expected | changed if adds else expected - changed
+    found = [byte for a, b in spans for byte in range(a, b)]
+    assert found == sorted(expected)
+    assert all(a[1] < b[0] for a, b in pairwise(spans))
+    shared = [byte for a, b in spans.common(low, low + length) for byte in range(a, b)]
+    assert shared == sorted(expected & set(range(low, low + length)))
