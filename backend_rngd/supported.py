@@ -56,11 +56,13 @@ def _reason(op: Operation) -> str | None:
             | paged.WriteOp()
             | paged.AttentionOp()
             | paged.LastTokenOp()
-            | dist.AllReduceOp()
             | dist.LocalRowsOp()
             | func.ReturnOp()
         ):
             return None
+        case dist.AllReduceOp():
+            reason = "ranks add up, but do not find the largest value of all: build with `-tp 1`"
+            return None if op.is_sum else reason
         case dist.AllGatherOp() | dist.ReduceScatterOp() | dist.ShardOp():
             return "ranks exchange sums alone, and a part is needed whole: build with `-tp 1`"
         case nn.ConstantOp():

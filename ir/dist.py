@@ -58,6 +58,7 @@ __all__ = [
     "ARGUMENT_CUTS",
     "DIST",
     "FORWARD",
+    "MAX",
     "RESULT_CUTS",
     "AllGatherOp",
     "AllReduceOp",
@@ -83,6 +84,10 @@ ARGUMENT_CUTS, RESULT_CUTS = "dist.argument_cuts", "dist.result_cuts"
 ALGORITHMS = ("rotate", "scatter_gather", "switch")
 """How an exchange runs: whole tensors to each other rank in turn; each rank collects a part and
 hands out its sum; through the ring of switches of fused PEs."""
+
+
+MAX = "max"
+"""The kind of an all-reduce that is no sum."""
 
 
 @irdl_op_definition
@@ -148,6 +153,7 @@ class LocalRowsOp(IRDLOperation):
 class AllReduceOp(IRDLOperation):
     """Sum over ranks, in f32 and rounded once to y's type; each of them gets the sum.
 
+    With `kind "max"` it is the largest of the ranks' values instead, element by element.
     Summed are the ranks whose numbers differ from this one's only in the bits of `mask`: with 8
     ranks, 7 is all of them, 3 those of a cluster, 4 this rank's counterpart in the other cluster.
     `algorithm` is `rotate`, `scatter_gather` or `switch`; without one it is not chosen yet.
@@ -157,29 +163,49 @@ class AllReduceOp(IRDLOperation):
 
     x = operand_def(FLOAT_TENSOR)
     mask = prop_def(I64_ATTR)
+    kind = opt_prop_def(StringAttr)
     algorithm = opt_prop_def(StringAttr)
     y = result_def(FLOAT_TENSOR)
 
     traits = traits_def(Pure())
 
     assembly_format = (
-        "$x `mask` $mask (`algorithm` $algorithm^)? attr-dict `:` type($x) `->` type($y)"
+        "$x `mask` $mask (`kind` $kind^)? (`algorithm` $algorithm^)? attr-dict"
+        " `:` type($x) `->` type($y)"
     )
 
     def __init__(
-        self, x: SSAValue, *, mask: int, dtype: Attribute, algorithm: str | None = None
+        self,
+        x: SSAValue,
+        *,
+        mask: int,
+        dtype: Attribute,
+        kind: str | None = None,
+        algorithm: str | None = None,
     ) -> None:
+        """`kind` is None for a sum."""
         super().__init__(
             operands=[x],
-            properties={"mask": IntegerAttr(mask, i64), "algorithm": _optional(algorithm)},
+            properties={
+                "mask": IntegerAttr(mask, i64),
+                "kind": _optional(kind),
+                "algorithm": _optional(algorithm),
+            },
             result_types=[tensor(dims_of(x), dtype)],
         )
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the ranks' values are added up."""
+        return self.kind is None
 
     def verify_(self) -> None:
         expect_type(self.y, tensor(dims_of(self.x), dtype_of(self.y)))
         _check_algorithm(self.algorithm)
         if self.mask.value.data < 1:
             raise VerifyException(f"mask names at least one bit, but it is {self.mask.value.data}")
+        if self.kind is not None and self.kind.data != MAX:
+            raise VerifyException(f"kind is {MAX} or left out, not {self.kind.data}")
 
 
 @irdl_op_definition
@@ -331,8 +357,8 @@ def _cuts(attribute: Attribute | None, count: int) -> list[CutAttr | None]:
     return [cut if isinstance(cut, CutAttr) else None for cut in attribute]
 
 
-def _optional(algorithm: str | None) -> StringAttr | None:
-    return None if algorithm is None else StringAttr(algorithm)
+def _optional(text: str | None) -> StringAttr | None:
+    return None if text is None else StringAttr(text)
 
 
 def _check_algorithm(algorithm: StringAttr | None) -> None:

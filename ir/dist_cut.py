@@ -99,9 +99,10 @@ class CutAttr(ParametrizedAttribute):
 
     @staticmethod
     def even(dim: int, size: int, ranks: int, *, unit: int = 1, spare: int = 0) -> CutAttr:
-        """Runs of equally many units of `unit` elements, and `spare` zeros after each rank's."""
-        assert size % unit == 0
-        share = -(-size // unit // ranks) * unit
+        """Runs of equally many units of `unit` elements, of which the last one may be partial, and
+        `spare` zeros after each rank's."""
+        units = -(-size // unit)
+        share = -(-units // ranks) * unit
         starts = [min(rank * share, size) for rank in range(ranks)]
         runs = [(start, min(start + share, size)) for start in starts]
         return CutAttr(dim, share + spare, [[run if run[0] < run[1] else None] for run in runs])

@@ -157,8 +157,9 @@ def _all_reduce(
     members: dict[int, list[Tensor]] = {}
     for rank, part in enumerate(x):
         members.setdefault(rank & ~mask, []).append(part)
-    sums = {group: _sum(parts).to(dtype) for group, parts in members.items()}
-    return [sums[rank & ~mask] for rank in range(len(frames))]
+    reduced = _sum if op.is_sum else _largest
+    results = {group: reduced(parts).to(dtype) for group, parts in members.items()}
+    return [results[rank & ~mask] for rank in range(len(frames))]
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
@@ -166,6 +167,10 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
     for part in parts[1:]:
         total = total + part.float()
     return total
+
+
+def _largest(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([part.float() for part in parts]).amax(dim=0)
 
 
 def _all_gather(

@@ -29,6 +29,7 @@ from ..ir.text import make_context
 from ..ir.types import CODES_TENSOR, dims_of, dtype_of, i32, shape_of
 from ..ir.verification import functions, parameters, verify_module
 from .contract import Bitwise, Budget, ContractPass, Relation, Tolerance, Ulps
+from .scale_parameters import scale_parameters
 from .signature import FIRST_CACHE, INPUT_IDS, paged_inputs
 from .specialize_bucket import SpecializeBucketPass
 
@@ -242,13 +243,19 @@ class _Check:
         value = 1 + 0.1 * noise if len(shape) < 2 else noise * shape[-1] ** -0.5
         if dtype_of(type) in CODES_TENSOR.dtypes:
             value = value / UNIT
-        elif name not in parameters(self.before):
-            value = UNIT * (1 + 0.1 * noise).abs()  # a scale
+        elif name in self._scales:
+            value = UNIT * (1 + 0.1 * noise).abs()
         return value.to(dtype)
+
+    @cached_property
+    def _scales(self) -> frozenset[str]:
+        return scale_parameters(self.before) | scale_parameters(self.after)
 
     @cached_property
     def _quantized(self) -> dict[str, quant.LinearOp]:
         """Weights that the pass has made codes, with an op that multiplies them."""
+        if self.one.relation != Relation.QUANTIZED:
+            return {}
         plain = {
             name
             for name, op in parameters(self.before).items()

@@ -17,6 +17,14 @@ from ..ir import nn, paged, quant
 from ..ir.dist_cut import CutAttr
 from ..ir.types import dims_of
 from .cut_rules import operand_dims, reshaped, reshaped_unit
+from .scale_cuts import group_of
+
+WORDS = 16
+"""Columns of a weight that a PE multiplies at a time: blocks of multiples of them are no trouble
+to it (docs/isa.md)."""
+SPARE = 1 / 8
+"""How much more than without blocks a rank may have so that blocks stay whole: the part of a block
+has a scale of its own, which costs less than to have a rank do nothing."""
 
 
 class Padding(IntEnum):
@@ -39,23 +47,41 @@ class Offer:
     fixed: CutAttr | None = None
     """The only cut, if there is no choice."""
     padding: Padding = Padding.ZERO
+    block: int = 1
+    """Elements that had better stay together, because their weights share scales."""
 
     def cut(self, size: int, ranks: int) -> CutAttr:
         """The cut that is taken if nothing asks for another one."""
         if self.fixed is not None:
             return self.fixed
-        return CutAttr.even(self.dim, size, ranks, unit=self.unit)
+        return CutAttr.even(self.dim, size, ranks, unit=self._best_unit(size, ranks))
+
+    def _best_unit(self, size: int, ranks: int) -> int:
+        """Whole blocks, or the largest parts of them that do not give one rank much more."""
+        parts = [part for part in range(self.block, 0, -1) if self.block % part == 0]
+        parts = [part for part in parts if part % WORDS == 0] or parts
+        units = [math.lcm(self.unit, part) for part in parts]
+        most = (1 + SPARE) * _share(size, ranks, units[-1])
+        return next(unit for unit in units if _share(size, ranks, unit) <= most)
+
+
+def _share(size: int, ranks: int, unit: int) -> int:
+    """What the rank with the most has of a tensor that is cut into units."""
+    return math.ceil(math.ceil(size / unit) / ranks) * unit
 
 
 def offer_through(op: Operation, offers: Sequence[Offer | None]) -> Offer | None:
     """What the op's result offers, if its operands offer this."""
-    if isinstance(op, nn.ReshapeOp):
-        passed = [None if offers[0] is None else _reshaped(op, offers[0])]
-    else:
-        passed = [
-            None if offer is None else _passed(op, index, offer)
-            for index, offer in enumerate(offers)
-        ]
+    match op:
+        case nn.ReshapeOp():
+            passed = [None if offers[0] is None else _reshaped(op, offers[0])]
+        case quant.QuantizeOp() | quant.DequantizeOp():
+            passed = [None if offers[0] is None else _scaled(op, offers[0])]
+        case _:
+            passed = [
+                None if offer is None else _passed(op, index, offer)
+                for index, offer in enumerate(offers)
+            ]
     made = _joined(offer for offer in passed if offer is not None)
     return made and replace(made, padding=_padding_after(op, made.padding))
 
@@ -69,6 +95,16 @@ def _passed(op: Operation, index: int, offer: Offer) -> Offer | None:
     return None
 
 
+def _scaled(op: quant.QuantizeOp | quant.DequantizeOp, offer: Offer) -> Offer | None:
+    """Groups that share a scale stay whole."""
+    group = group_of(op.y, op.scale)
+    if group is None or offer.dim < len(dims_of(op.y)) - 1:
+        return offer
+    if offer.fixed is not None:
+        return None if offer.fixed.divided(group) is None else offer
+    return replace(offer, unit=math.lcm(offer.unit, group))
+
+
 def _reshaped(op: nn.ReshapeOp, offer: Offer) -> Offer | None:
     before, after = dims_of(op.x), dims_of(op.y)
     if offer.fixed is not None:
@@ -77,7 +113,8 @@ def _reshaped(op: nn.ReshapeOp, offer: Offer) -> Offer | None:
             return None
         return replace(offer, dim=fixed.dim.data, fixed=fixed)
     moved = reshaped_unit(offer.dim, offer.unit, before, after)
-    return moved and replace(offer, dim=moved[0], unit=moved[1])
+    block = reshaped_unit(offer.dim, offer.block, before, after)
+    return moved and block and replace(offer, dim=moved[0], unit=moved[1], block=block[1])
 
 
 def _joined(offers: Iterable[Offer]) -> Offer | None:
@@ -90,6 +127,7 @@ def _joined(offers: Iterable[Offer]) -> Offer | None:
     return replace(
         first,
         unit=math.lcm(*(offer.unit for offer in same)),
+        block=math.lcm(*(offer.block for offer in same)),
         padding=max(offer.padding for offer in same),
     )
 

@@ -14,18 +14,37 @@ from xdsl.ir import Operation, SSAValue
 
 from ..ir import nn, paged, quant
 from ..ir.dist_cut import CutAttr
-from ..ir.types import Dims, dims_of, shape_of
+from ..ir.types import Dims, dims_of
+from .scale_cuts import scale_of_input, scale_of_weight
 
 
 def operand_cuts(op: Operation, cut: CutAttr) -> tuple[CutAttr | None, ...] | None:
     """The cuts of the operands from which the op gives its result cut so; None if none do."""
-    if isinstance(op, nn.ReshapeOp):
-        through = reshaped(cut, dims_of(op.y), dims_of(op.x))
-        return None if through is None else (through,)
+    match op:
+        case nn.ReshapeOp():
+            through = reshaped(cut, dims_of(op.y), dims_of(op.x))
+            return None if through is None else (through,)
+        case quant.QuantizeOp() | quant.DequantizeOp():
+            scale = scale_of_input(op.y, op.scale, cut)
+            return None if scale is None else (cut, *scale)
+        case quant.DynamicScaleOp():
+            return _measured(op, cut)
+        case quant.LinearOp() if cut.dim.data == len(dims_of(op.y)) - 1:
+            rows = cut.at(0)
+            values = {op.w: rows, op.w_scale: scale_of_weight(op, rows), op.bias: rows}
+            return tuple(values.get(operand) for operand in op.operands)
     dims = operand_dims(op, cut.dim.data)
     if dims is None:
         return None
     return tuple(None if dim is None else cut.at(dim) for dim in dims)
+
+
+def _measured(op: quant.DynamicScaleOp, cut: CutAttr) -> tuple[CutAttr] | None:
+    """Groups of a token that are whole on their ranks."""
+    *outer, groups = dims_of(op.y)
+    if cut.dim.data < len(outer):
+        return (cut,)
+    return None if groups == 1 else (cut.scaled(op.group.value.data),)
 
 
 def operand_dims(op: Operation, dim: int) -> tuple[int | None, ...] | None:
@@ -53,8 +72,6 @@ def operand_dims(op: Operation, dim: int) -> tuple[int | None, ...] | None:
             return (1, 1, 1, None)
         case paged.LastTokenOp() if dim == 2:
             return (2, None)
-        case quant.QuantizeOp() | quant.DequantizeOp() if math.prod(shape_of(op.scale)) == 1:
-            return (dim, None)
         case _:
             return None
 

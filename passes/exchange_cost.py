@@ -39,12 +39,18 @@ class Stage:
     algorithm: str
 
 
-def sum_stages(x: SSAValue, mask: int, ranks: int, machine: Machine) -> tuple[Stage, ...]:
-    """The cheapest exchanges, one after the other, that add `x` up over the ranks of `mask`."""
+def sum_stages(
+    x: SSAValue, mask: int, ranks: int, machine: Machine, *, is_dealt: bool = True
+) -> tuple[Stage, ...]:
+    """The cheapest exchanges, one after the other, that add `x` up over the ranks of `mask`.
+
+    Tokens are dealt to the ranks, each of which adds some of them up, only with `is_dealt`.
+    """
     fitting = [
         stages
         for stages in _choices(x, mask, ranks)
         if all(_fits(x, stage, machine) for stage in stages)
+        and (is_dealt or all(stage.algorithm != "scatter_gather" for stage in stages))
     ]
     return min(fitting, key=lambda stages: (sum_cycles(x, stages, ranks, machine), len(stages)))
 

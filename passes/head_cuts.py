@@ -59,6 +59,11 @@ class HeadSplit:
         return weights + 2 * self.kv_slots * self.head_size * CONTEXT_TOKENS
 
     @property
+    def has_full_slots(self) -> bool:
+        """Whether padding is whole KV slots with their query slots."""
+        return self.query_heads // self.kv_heads % self.group == 0
+
+    @property
     def padding(self) -> int:
         """Query slots that hold zeros, on all ranks."""
         return self.ranks * self.query_slots - self.query_heads
@@ -78,10 +83,17 @@ class HeadSplit:
         return CutAttr(HEADS_DIM, length, ranks)
 
 
-def split_heads(query_heads: int, kv_heads: int, head_size: int, ranks: int) -> HeadSplit:
-    """The spread with the fewest bytes per rank, and among those the one with least padding."""
+def split_heads(
+    query_heads: int, kv_heads: int, head_size: int, ranks: int, *, full_slots: bool = False
+) -> HeadSplit:
+    """The spread with the fewest bytes per rank, and among those the one with least padding.
+
+    With `full_slots` no query slot is padding unless its KV slot is: the others hold numbers,
+    which are not to be counted where a token's largest one is looked for.
+    """
     splits = (
         HeadSplit(query_heads, kv_heads, head_size, ranks, group)
         for group in range(query_heads // kv_heads, 0, -1)
     )
+    splits = (split for split in splits if split.has_full_slots or not full_slots)
     return min(splits, key=lambda split: (split.elements, split.padding))

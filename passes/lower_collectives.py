@@ -46,7 +46,7 @@ class ShardOfSum(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: dist.ShardOp, rewriter: PatternRewriter) -> None:
         total = op.x.owner
-        if isinstance(total, dist.AllReduceOp) and _is_used_once(total) and _is_of_all(total, op):
+        if isinstance(total, dist.AllReduceOp) and _is_own_sum(total) and _is_of_all(total, op):
             rewriter.replace(op, dist.ReduceScatterOp(total.x, op.cut, dtype=dtype_of(total.y)))
 
 
@@ -60,7 +60,7 @@ class SumOfSums(RewritePattern):
         if not (isinstance(a, dist.AllReduceOp) and isinstance(b, dist.AllReduceOp)) or a is b:
             return
         same = a.mask == b.mask and a.x.type == b.x.type and a.y.type == b.y.type
-        if same and dtype_of(a.x) == f32 and _is_used_once(a) and _is_used_once(b):
+        if same and dtype_of(a.x) == f32 and _is_own_sum(a) and _is_own_sum(b):
             added = nn.AddOp(a.x, b.x)
             total = dist.AllReduceOp(added.y, mask=a.mask.value.data, dtype=dtype_of(op.y))
             rewriter.replace(op, [added, total])
@@ -77,12 +77,16 @@ class ChooseAlgorithm(RewritePattern):
     def match_and_rewrite(self, op: dist.AllReduceOp, rewriter: PatternRewriter) -> None:
         if op.algorithm is not None:
             return
-        stages = sum_stages(op.x, op.mask.value.data, self.ranks, self.machine)
+        kind = None if op.kind is None else op.kind.data
+        mask = op.mask.value.data
+        stages = sum_stages(op.x, mask, self.ranks, self.machine, is_dealt=op.is_sum)
         new: list[Operation] = []
         x = op.x
         for stage in stages:
             dtype = dtype_of(op.y) if stage is stages[-1] else f32
-            part = dist.AllReduceOp(x, mask=stage.mask, dtype=dtype, algorithm=stage.algorithm)
+            part = dist.AllReduceOp(
+                x, mask=stage.mask, dtype=dtype, kind=kind, algorithm=stage.algorithm
+            )
             new.append(part)
             x = part.y
         rewriter.replace(op, new)
@@ -102,8 +106,9 @@ class NameAlgorithm(RewritePattern):
             rewriter.notify_op_modified(op)
 
 
-def _is_used_once(op: dist.AllReduceOp) -> bool:
-    return op.algorithm is None and len(list(op.y.uses)) == 1
+def _is_own_sum(op: dist.AllReduceOp) -> bool:
+    """A sum that nothing else uses."""
+    return op.is_sum and op.algorithm is None and len(list(op.y.uses)) == 1
 
 
 def _is_of_all(op: dist.AllReduceOp, shard: dist.ShardOp) -> bool:

@@ -18,12 +18,12 @@ from typing import Final
 from xdsl.dialects.func import CallOp, FuncOp, ReturnOp
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
-from ..ir import nn, paged
+from ..ir import nn, paged, quant
 from ..ir.dist_cut import CutAttr, refined
-from ..ir.provenance import module_path
 from ..ir.types import dims_of
 from ..ir.verification import callee_name
 from .cut_offers import Offer, Padding, offer_through
+from .cut_products import Product, columns, operands_by_columns, rows_offer, scale_reason
 from .cut_rules import operand_cuts
 from .head_cuts import HeadSplit, split_heads
 
@@ -38,6 +38,11 @@ class Ask:
     cut: CutAttr | None
     why: str
 
+
+CACHE, VALUES = 1, 2
+"""Operands of `paged.attention` and of `nn.attention`."""
+W_SCALE = 2
+"""The operand of `quant.linear` after its weight."""
 
 ANY: Final = Ask(None, "")
 """The host takes whatever comes."""
@@ -67,8 +72,10 @@ class FunctionPlan:
     asks: dict[Operand, Ask] = field(default_factory=dict)
     placed: dict[SSAValue, Ask] = field(default_factory=dict)
     """Values that are cut, and why."""
-    summed: set[nn.LinearOp] = field(default_factory=set)
+    summed: set[Product] = field(default_factory=set)
     """Products over a cut dimension: each rank has a part of the sum."""
+    compared: set[quant.DynamicScaleOp] = field(default_factory=set)
+    """Scales of tokens of which each rank has a part: the largest rank's counts."""
     looked_up: set[nn.EmbeddingOp] = field(default_factory=set)
     """Lookups in tables that are cut by rows."""
     sliced: dict[nn.SliceOp, Ask] = field(default_factory=dict)
@@ -118,7 +125,7 @@ class FunctionPlan:
             return
         offers = [self.offers.get(operand) for operand in op.operands]
         match op:
-            case nn.LinearOp():
+            case nn.LinearOp() | quant.LinearOp():
                 made = self._offer_of_product(op)
             case nn.AttentionOp() | paged.AttentionOp():
                 made = self._offer_of_heads(op, offers)
@@ -127,37 +134,34 @@ class FunctionPlan:
         if made is not None:
             self.offers[op.results[0]] = made
 
-    def _offer_of_product(self, op: nn.LinearOp) -> Offer | None:
+    def _offer_of_product(self, op: Product) -> Offer | None:
         """Any rows, if it does not take a part of its input."""
         if not self._is_parameter(op.w) or self._columns(op) is not None:
             return None
-        return Offer(len(dims_of(op.y)) - 1)
+        return rows_offer(op)
 
     def _offer_of_heads(
         self, op: nn.AttentionOp | paged.AttentionOp, offers: Sequence[Offer | None]
     ) -> Offer:
-        defined = all(offer is None or offer.padding < Padding.UNDEFINED for offer in offers)
-        return Offer(
-            dim=2,
-            fixed=self._heads(op).query_cut().at(2),
-            padding=Padding.FINITE if defined else Padding.UNDEFINED,
-        )
+        """Of zeros, if heads are padded by whole KV slots: these hold values of zero."""
+        heads = self._heads(op)
+        values = offers[VALUES] if isinstance(op, nn.AttentionOp) else offers[CACHE]
+        if not all(offer is None or offer.padding < Padding.UNDEFINED for offer in offers):
+            padding = Padding.UNDEFINED
+        elif heads.has_full_slots and values is not None:
+            padding = values.padding
+        else:
+            padding = Padding.FINITE
+        return Offer(dim=2, fixed=heads.query_cut().at(2), padding=padding)
 
-    def _columns(self, op: nn.LinearOp) -> CutAttr | None:
+    def _columns(self, op: Product) -> CutAttr | None:
         """How the product can take its input in parts, which other ranks' sums complete."""
-        offer = self.offers.get(op.x)
-        last = len(dims_of(op.x)) - 1
-        if offer is None or offer.dim != last:
-            return None
-        cut = offer.cut(_size(op.x, last), self.ranks)
-        assert cut.is_disjoint, "queries and rows of weights are on one rank each"
-        if cut.is_padded and offer.padding == Padding.UNDEFINED:
-            return None
-        return cut
+        return columns(op, self.offers.get(op.x), self.ranks)
 
     def _heads(self, op: nn.AttentionOp | paged.AttentionOp) -> HeadSplit:
         keys = op.k if isinstance(op, nn.AttentionOp) else op.cache
-        return split_heads(_size(op.q, 1), _size(keys, 1), _size(op.q, 3), self.ranks)
+        sizes = _size(op.q, 1), _size(keys, 1), _size(op.q, 3)
+        return split_heads(*sizes, self.ranks, full_slots=_is_measured(op.y))
 
     # --- backwards ---
 
@@ -179,8 +183,10 @@ class FunctionPlan:
         match op:
             case nn.AttentionOp() | paged.AttentionOp():
                 self._place_attention(op)
-            case nn.LinearOp():
+            case nn.LinearOp() | quant.LinearOp():
                 self._place_product(op, wanted)
+            case quant.DynamicScaleOp() if wanted is None:
+                self._place_scale(op)
             case nn.EmbeddingOp() if self._is_parameter(op.table):
                 cut = table_cut(op, self.ranks)
                 self.looked_up.add(op)
@@ -197,7 +203,9 @@ class FunctionPlan:
         self.placed[op.results[0]] = wanted
         for index, one in enumerate(cuts):
             if one is not None:
-                self._ask(op, index, one, wanted.why)
+                codes = op if isinstance(op, quant.LinearOp) and index == W_SCALE else None
+                why = wanted.why if codes is None else scale_reason(codes, cut.at(0))
+                self._ask(op, index, one, why)
 
     def _place_attention(self, op: nn.AttentionOp | paged.AttentionOp) -> None:
         heads = self._heads(op)
@@ -209,17 +217,31 @@ class FunctionPlan:
             self._ask(op, index, heads.kv_cut(), keys)
         self.placed[op.y] = Ask(heads.query_cut().at(2), queries)
 
-    def _place_product(self, op: nn.LinearOp, wanted: Ask | None) -> None:
+    def _place_scale(self, op: quant.DynamicScaleOp) -> None:
+        """The largest of all ranks' values, if others take the measured tensor in parts anyway."""
+        last = len(dims_of(op.x)) - 1
+        if dims_of(op.y)[last] != 1:
+            return
+        taken = (self.asks.get((use.operation, use.index)) for use in op.x.uses)
+        cuts = (ask.cut for ask in taken if ask is not None and ask.cut is not None)
+        cut = next((cut for cut in cuts if cut.dim.data == last), None)
+        offer = self.offers.get(op.x)
+        counts = offer is None or offer.padding > Padding.ZERO
+        if cut is None or (cut.is_padded and counts):
+            return
+        self.compared.add(op)
+        self._ask(op, 0, cut, "its ranks' largest values are compared")
+
+    def _place_product(self, op: Product, wanted: Ask | None) -> None:
         last = len(dims_of(op.y)) - 1
         if wanted is not None and wanted.cut is not None and wanted.cut.dim.data == last:
             self._pass_on(op, wanted, wanted.cut)
-        elif (columns := self._columns(op)) is not None:
+        elif (cut := self._columns(op)) is not None:
             self.summed.add(op)
-            self._ask(op, 0, columns, f"rows, because {_name(op)} takes its input in parts")
-            self._ask(op, 1, columns.at(1), "columns, as its input comes; ranks add their sums")
-            if op.bias is not None:
-                bias = on_first_rank(_size(op.bias, 0), self.ranks)
-                self._ask(op, 2, bias, "on one rank, so that the sum over the ranks has it once")
+            asks = {value: Ask(part, why) for value, part, why in operands_by_columns(op, cut)}
+            for index, operand in enumerate(op.operands):
+                if operand in asks:
+                    self.asks[op, index] = asks[operand]
         elif self._is_parameter(op.w):
             cut = self.offers[op.y].cut(_size(op.y, last), self.ranks)
             self._pass_on(op, Ask(cut, "rows; the result is gathered"), cut)
@@ -294,11 +316,6 @@ def table_cut(op: nn.EmbeddingOp, ranks: int) -> CutAttr:
     return CutAttr.even(0, _size(op.table, 0), ranks, spare=1)
 
 
-def on_first_rank(size: int, ranks: int) -> CutAttr:
-    """All on rank 0, zeros on the others."""
-    return CutAttr(0, size, [[(0, size)], *([None] for _ in range(ranks - 1))])
-
-
 def joined_slices(cuts: Sequence[CutAttr]) -> CutAttr:
     """The cut of a tensor that is cut into slices, of which each rank has its part of each."""
     length = gcd(*(cut.length.data for cut in cuts))
@@ -325,5 +342,12 @@ def _dim(op: nn.SliceOp) -> int:
     return int(op.dim.value.data)
 
 
-def _name(op: Operation) -> str:
-    return module_path(op) or op.name
+def _is_measured(value: SSAValue) -> bool:
+    """Whether the largest magnitude of whole tokens is asked for."""
+    users = [use.operation for use in value.uses]
+    return any(
+        _is_measured(op.y)
+        if isinstance(op, nn.ReshapeOp)
+        else isinstance(op, quant.DynamicScaleOp) and dims_of(op.y)[-1] == 1
+        for op in users
+    )

@@ -26,6 +26,7 @@ from .signature import FIRST_CACHE
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 """The number of a layer in a module path."""
 WHOLE = "what reads it works on all of it"
+ONE = "one number, for every rank"
 CACHE = "with the heads of keys and values that are written to it"
 LOGITS = "by rows of the vocabulary; the host puts them together"
 
@@ -45,7 +46,7 @@ class TensorCut:
     zeros: float
     """Share of the ranks' parts that is padding."""
     copies: float
-    """Ranks that hold an element, on average."""
+    """How often an element is on some rank, on average."""
     why: str
 
 
@@ -109,7 +110,8 @@ def _caches_and_logits(forward: FuncOp) -> Iterator[TensorCut]:
 
 
 def _whole(name: str, shape: tuple[Dim, ...]) -> TensorCut:
-    return TensorCut(name, shape, shape, None, (), 0.0, 1.0, WHOLE)
+    why = ONE if all(size == 1 for size in shape) else WHOLE
+    return TensorCut(name, shape, shape, None, (), 0.0, 1.0, why)
 
 
 def _cut(name: str, cut: CutAttr, local: Attribute, why: str) -> TensorCut:
@@ -143,7 +145,7 @@ def _exchange(op: Collective, module: str, runs: int, ranks: int) -> Exchange:
     dtype = dtype_of(op.x)
     assert isinstance(dtype, FixedBitwidthType)
     return Exchange(
-        kind=op.name.removeprefix("dist."),
+        kind=_kind(op),
         module=module,
         runs=runs,
         ranks=1 << op.mask.value.data.bit_count() if isinstance(op, dist.AllReduceOp) else ranks,
@@ -153,6 +155,14 @@ def _exchange(op: Collective, module: str, runs: int, ranks: int) -> Exchange:
         cycles=_cycles(op, ranks, load_machine()),
         formula_cycles=_cycles(op, ranks, with_documented_exchanges(load_machine())),
     )
+
+
+def _kind(op: Collective) -> str:
+    """`all_reduce`, `all_reduce max` and so on."""
+    kind = op.name.removeprefix("dist.")
+    if isinstance(op, dist.AllReduceOp) and op.kind is not None:
+        return f"{kind} {op.kind.data}"
+    return kind
 
 
 def _cycles(op: Collective, ranks: int, machine: Machine) -> int | None:

@@ -12,19 +12,23 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from .. import errors
-from ..ir import dist, nn
+from ..ir import dist, nn, quant
 from ..ir.dist_cut import MESH, CutAttr, MeshAttr, mesh_of
 from ..ir.provenance import located
-from ..ir.types import dims_of, dtype_of, f32, i64, tensor
+from ..ir.types import dims_of, dtype_of, f32, i64, shape_of, tensor
 from ..ir.verification import parameters
 from ..models.mesh import check_tensor_parallel
 from .contract import Budget, Contract, ContractPass, Relation
+from .cut_products import local_blocks
 from .rewriting import forward_function, return_op, set_returned
 from .shard_interfaces import plan_shards
 from .shard_plan import ANY, Ask, FunctionPlan
 
 WHY = "dist.why"
 """The attribute of a parameter's part that says why it is cut so."""
+
+WEIGHT = 1
+"""The operand of a product."""
 
 
 @dataclass
@@ -58,9 +62,13 @@ class _Sharder:
         if isinstance(op, nn.SliceOp) and op in self.plan.bounds:
             start, end = self.plan.bounds[op]
             op.start, op.end = IntegerAttr(start, i64), IntegerAttr(end, i64)
+        if isinstance(op, quant.LinearOp):
+            ask = self.plan.asks.get((op, WEIGHT))
+            block = local_blocks(op, None if ask is None else ask.cut)
+            op.rows, op.columns = (IntegerAttr(size, i64) for size in block)
         for result in list(op.results):
             self._retype(result)
-        if isinstance(op, nn.LinearOp) and op in self.plan.summed:
+        if isinstance(op, nn.LinearOp | quant.LinearOp) and op in self.plan.summed:
             dtype = dtype_of(op.y) if self.rounds_partial_sums else f32
             self._sum(op, dtype)
         elif isinstance(op, nn.EmbeddingOp) and op in self.plan.looked_up:
@@ -70,12 +78,16 @@ class _Sharder:
             Rewriter.insert_op(rows, InsertPoint.before(op))
             op.operands[0] = rows.y
             self._sum(op, dtype_of(op.y))  # one rank has the row, the others zeros
+        elif isinstance(op, quant.DynamicScaleOp) and op in self.plan.compared:
+            op.group = IntegerAttr(shape_of(op.x)[-1], i64)
+            self._sum(op, dtype_of(op.y), dist.MAX)
 
-    def _sum(self, op: Operation, partial: Attribute) -> None:
-        """The op's result becomes a partial sum of this type, and its uses get the sum."""
+    def _sum(self, op: Operation, partial: Attribute, kind: str | None = None) -> None:
+        """The op's result becomes a partial sum of this type, and its uses get the sum; with a
+        `kind`, what stands in place of a sum."""
         dims, dtype = dims_of(op.results[0]), dtype_of(op.results[0])
         y = Rewriter.replace_value_with_new_type(op.results[0], tensor(dims, partial))
-        whole = dist.AllReduceOp(y, mask=self.plan.ranks - 1, dtype=dtype)
+        whole = dist.AllReduceOp(y, mask=self.plan.ranks - 1, dtype=dtype, kind=kind)
         y.replace_uses_with_if(whole.y, lambda use: use.operation is not whole)
         Rewriter.insert_op(located(whole, op.location), InsertPoint.after(op))
 
@@ -138,7 +150,8 @@ class ShardTensorParallelPass(ContractPass):
     Before: one program on whole tensors.
     After:  one program for all ranks, `dist.mesh` is <tp, 1>. Attention has some heads on each
     rank; products before it and before another product give their rows, those after it take
-    their columns and are followed by `dist.all_reduce`; embedding and head are cut by the
+    their columns and are followed by `dist.all_reduce`; scales are cut with the codes that they
+    belong to, where need be in smaller blocks (`scale_cuts`); embedding and head are cut by the
     vocabulary. Parts are of equal shape, filled up with zeros. @forward takes and returns parts:
     its attributes `dist.argument_cuts` and `dist.result_cuts` say which. tp=1 changes nothing.
     Contract: an error budget, since sums are formed in parts. Raises: PAS004 without @forward,

@@ -5,10 +5,13 @@ In the form that `fuse-primitives` leaves, before blocks are outlined.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from hypothesis import strategies as st
 from nn_programs import Writer, through_codes
+from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Block, Region, SSAValue
@@ -17,9 +20,21 @@ from furiosa_llm.ir import nn
 from furiosa_llm.ir.provenance import located, make
 from furiosa_llm.ir.types import bf16, dims_of, f32, i32, tensor
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.passes.pipeline import bucket_phase, import_phase, model_phase, run_passes
+from furiosa_llm.models.quantization import Quantization
+from furiosa_llm.passes.contract import ContractPass
+from furiosa_llm.passes.import_fp8_quantization import describe_quantization
+from furiosa_llm.passes.pipeline import (
+    bucket_phase,
+    import_phase,
+    model_phase,
+    run_passes,
+    shard_phase,
+)
+from furiosa_llm.passes.pipeline_text import parse_passes
+from furiosa_llm.passes.shard_tensor_parallel import ShardTensorParallelPass
 
 DECODE = Bucket.decode(2, 5)
+BUCKETS = (DECODE, Bucket.prefill(1, 4))
 
 
 @dataclass(frozen=True)
@@ -116,11 +131,36 @@ class RandomModel:
         return w.linear(y, self.width, "down_proj", bias=self.biases)
 
 
-def lowered(model: RandomModel, bucket: Bucket = DECODE) -> ModuleOp:
-    """The model as `shard` takes it: blocks outlined, caches, the sizes of a bucket."""
+def lowered(
+    model: RandomModel,
+    bucket: Bucket = DECODE,
+    describe: Callable[[ModuleOp], Quantization] | None = None,
+) -> ModuleOp:
+    """The model as `shard` takes it: blocks outlined, caches, the sizes of a bucket.
+
+    `describe` says which of its layers are quantised.
+    """
     module = model.module()
+    if describe is not None:
+        run_passes(module, parse_passes("canonicalize,cse,dce,fuse-primitives"))
+        describe_quantization(module, describe(module))
     run_passes(module, [*import_phase(), *model_phase(), *bucket_phase(bucket)])
     return module
+
+
+@dataclass(frozen=True)
+class ShardPhase(ContractPass):
+    """The passes of the phase, one after the other; each result is verified."""
+
+    name = "shard"
+    contract = ShardTensorParallelPass.contract
+
+    tp: int
+    partial_sum: Literal["f32", "bf16"]
+    stages: int
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        run_passes(op, shard_phase(self.tp, partial_sum=self.partial_sum, stages=self.stages))
 
 
 @st.composite

@@ -48,6 +48,15 @@ def test_all_reduce_sums_the_ranks_of_the_mask() -> None:
         assert values(y) == [[one] for one in sums]
 
 
+def test_the_largest_of_the_ranks_of_the_mask() -> None:
+    x = per_rank([1.0, -3.0], [2.0, -1.0], [0.5, -2.0], [0.0, -4.0])
+    f32 = "tensor<2xf32>"
+    (y,) = run(one_op('dist.all_reduce %x mask 3 kind "max"', f32, f32), x)
+    assert values(y) == [[2.0, -1.0]] * 4
+    (y,) = run(one_op('dist.all_reduce %x mask 1 kind "max"', f32, f32), x)
+    assert values(y) == [[2.0, -1.0]] * 2 + [[0.5, -2.0]] * 2
+
+
 def test_sums_are_rounded_once() -> None:
     """256 + 1 + 1 is 258 in bf16, but 256 if rounded in between."""
     x = tuple(torch.tensor([v], dtype=torch.bfloat16) for v in (256.0, 1.0, 1.0, 0.0))

@@ -18,6 +18,7 @@ from compressed_tensors.quantization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nn_programs import LLAMA, Program, programs
+from quantized_descriptions import activations, described
 from quantized_zoo import FP8_CACHE, write_compressed_tensors, write_fine_grained
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,19 +34,14 @@ from furiosa_llm.ir.text import make_context
 from furiosa_llm.ir.types import shape_of
 from furiosa_llm.ir.verification import functions, parameters
 from furiosa_llm.models.quantization import (
-    DYNAMIC_TOKEN,
     NO_ACTIVATION,
     PER_CHANNEL,
-    PER_TENSOR,
-    STATIC_TENSOR,
     ActivationScheme,
     Quantization,
     QuantizedCache,
     QuantizedLinear,
     ScaleTensor,
-    WeightScheme,
     parse_quantization,
-    per_block,
     print_quantization,
 )
 from furiosa_llm.passes.contract import Budget, Contract
@@ -171,55 +167,6 @@ class WeightsOnly(ImportFp8QuantizationPass):
         ImportFp8QuantizationPass.contract,
         tolerance=Budget("products are rounded in another order", 2**-3, 1e-4),
     )
-
-
-def schemes() -> st.SearchStrategy[WeightScheme]:
-    blocks = st.builds(per_block, st.integers(1, 20), st.integers(1, 20))
-    return st.one_of(st.just(PER_TENSOR), st.just(PER_CHANNEL), blocks)
-
-
-def activations() -> st.SearchStrategy[ActivationScheme]:
-    group = ActivationScheme("dynamic", "group", 4)
-    channel = ActivationScheme("static", "channel")
-    return st.sampled_from([NO_ACTIVATION, STATIC_TENSOR, DYNAMIC_TOKEN, group, channel])
-
-
-def described(
-    module: ModuleOp, draw: st.DataObject, activation: st.SearchStrategy[ActivationScheme]
-) -> Quantization:
-    """Some of the program's linears, each quantised in its own way."""
-    weights = {
-        op.w.owner.parameter_name: shape_of(op.w)
-        for op in module.walk()
-        if isinstance(op, nn.LinearOp) and isinstance(op.w.owner, nn.GetParameterOp)
-    }
-    linears = []
-    for weight, (rows, columns) in weights.items():
-        if not draw.draw(st.booleans()):
-            continue
-        scheme, inputs = draw.draw(schemes()), draw.draw(activation)
-        if columns % (inputs.group_size or 1):
-            inputs = NO_ACTIVATION
-        grid = scheme.grid_of((rows, columns))
-        of_columns = inputs.granularity == "channel"
-        static = ScaleTensor(
-            f"{weight}_input", "f32", (columns,) if of_columns else (), (1, columns)
-        )
-        linears.append(
-            QuantizedLinear(
-                module=weight.removesuffix(".weight"),
-                weight=weight,
-                shape=(rows, columns),
-                storage=draw.draw(st.sampled_from(["e4m3", "e5m2"])),
-                scheme=scheme,
-                scale=ScaleTensor(f"{weight}_scale", "f32", grid, grid),
-                activation=inputs
-                if columns % 4 == 0 or inputs.group_size is None
-                else NO_ACTIVATION,
-                input_scale=static if inputs.mode == "static" else None,
-            )
-        )
-    return Quantization("compressed-tensors", tuple(linears))
 
 
 @settings(max_examples=15)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_models import DECODE, RandomModel, lowered, random_models
-from xdsl.context import Context
+from random_models import BUCKETS, DECODE, RandomModel, ShardPhase, lowered, random_models
 from xdsl.dialects.builtin import ModuleOp
 
 from furiosa_llm.errors import FuriosaLLMError
@@ -21,12 +20,9 @@ from furiosa_llm.ir.text import parse_module
 from furiosa_llm.ir.types import bf16, dtype_of, shape_of
 from furiosa_llm.ir.verification import functions, parameters
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.passes.contract import ContractPass
 from furiosa_llm.passes.contract_check import check_contract
-from furiosa_llm.passes.pipeline import run_passes, shard_phase
+from furiosa_llm.passes.pipeline import run_passes
 from furiosa_llm.passes.shard_tensor_parallel import ShardTensorParallelPass
-
-BUCKETS = (DECODE, Bucket.prefill(1, 4))
 
 
 def sharded(model: RandomModel, tp: int, bucket: Bucket = DECODE) -> ModuleOp:
@@ -45,21 +41,6 @@ def counted(module: ModuleOp) -> dict[str, int]:
 
 
 ODD = RandomModel(kv_heads=3, group=3, width=9, inner=11, vocabulary=13, biases=True, tied=True)
-
-
-@dataclass(frozen=True)
-class ShardPhase(ContractPass):
-    """The passes of the phase, one after the other; each result is verified."""
-
-    name = "shard"
-    contract = ShardTensorParallelPass.contract
-
-    tp: int
-    partial_sum: Literal["f32", "bf16"]
-    stages: int
-
-    def apply(self, ctx: Context, op: ModuleOp) -> None:
-        run_passes(op, shard_phase(self.tp, partial_sum=self.partial_sum, stages=self.stages))
 
 
 @settings(max_examples=15)

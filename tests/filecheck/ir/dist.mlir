@@ -15,6 +15,7 @@ func.func @forward(%ids: tensor<2x1xi32>) -> tensor<2x1x4xbf16> attributes {"dis
   %h = nn.linear %x, %up : tensor<2x1x4xbf16>, tensor<2x4xbf16> -> tensor<2x1x2xbf16>
   %p = nn.linear %h, %down : tensor<2x1x2xbf16>, tensor<4x2xbf16> -> tensor<2x1x4xf32>
   %y = dist.all_reduce %p mask 1 algorithm "rotate" : tensor<2x1x4xf32> -> tensor<2x1x4xbf16>
+  %m = dist.all_reduce %p mask 1 kind "max" algorithm "switch" : tensor<2x1x4xf32> -> tensor<2x1x4xf32>
   %l = nn.linear %y, %table : tensor<2x1x4xbf16>, tensor<4x4xbf16> -> tensor<2x1x4xbf16>
   func.return %l : tensor<2x1x4xbf16>
 }
@@ -26,6 +27,7 @@ func.func @forward(%ids: tensor<2x1xi32>) -> tensor<2x1x4xbf16> attributes {"dis
 // CHECK:        %rows = dist.local_rows %ids cut <0, 4, {{\[\[}}0:3], [3:5]]> : tensor<2x1xi32> -> tensor<2x1xi32>
 // CHECK:        %p = nn.linear %h, %down : {{.*}} -> tensor<2x1x4xf32>
 // CHECK-NEXT:   %y = dist.all_reduce %p mask 1 algorithm "rotate" : tensor<2x1x4xf32> -> tensor<2x1x4xbf16>
+// CHECK-NEXT:   %m = dist.all_reduce %p mask 1 kind "max" algorithm "switch" : tensor<2x1x4xf32> -> tensor<2x1x4xf32>
 
 // -----
 

@@ -259,3 +259,14 @@ func.func @forward(%x: tensor<2x4xbf16>, %w: tensor<3x4xbf16>) {
 }
 }
 // CHECK:      cause: result is tensor<2x3xf16> but the operands give tensor<2x3xbf16>
+
+// -----
+
+// Ranks add up or take the largest.
+builtin.module attributes {"dist.mesh" = #dist.mesh<2, 1>} {
+func.func @forward(%x: tensor<5xf32>) {
+  %0 = dist.all_reduce %x mask 1 kind "min" : tensor<5xf32> -> tensor<5xf32>
+  func.return
+}
+}
+// CHECK:      cause: kind is max or left out, not min

@@ -72,3 +72,23 @@ func.func @forward(%x: tensor<4xf32>) -> tensor<1xf32> {
 // CHECK:      [[SUM:%.*]] = dist.all_reduce %x mask 1 algorithm
 // CHECK-NEXT: [[PART:%.*]] = dist.shard [[SUM]]
 // CHECK-NEXT: func.return [[PART]]
+
+// -----
+
+// The largest of all ranks goes the cheapest way, too; but largest values are not added up before
+// they are known, and whoever needs a part of them gets it from the whole.
+builtin.module attributes {"dist.mesh" = #dist.mesh<8, 1>} {
+func.func @forward(%x: tensor<1x64xf32>, %y: tensor<1x64xf32>) -> (tensor<1x64xf32>, tensor<1x8xf32>) {
+  %0 = dist.all_reduce %x mask 7 kind "max" : tensor<1x64xf32> -> tensor<1x64xf32>
+  %1 = dist.all_reduce %y mask 7 kind "max" : tensor<1x64xf32> -> tensor<1x64xf32>
+  %2 = nn.add %0, %1 : tensor<1x64xf32>, tensor<1x64xf32> -> tensor<1x64xf32>
+  %3 = dist.all_reduce %2 mask 7 kind "max" : tensor<1x64xf32> -> tensor<1x64xf32>
+  %4 = dist.shard %3 cut <1, 8, [[0:8], [8:16], [16:24], [24:32], [32:40], [40:48], [48:56], [56:64]]> : tensor<1x64xf32> -> tensor<1x8xf32>
+  func.return %2, %4 : tensor<1x64xf32>, tensor<1x8xf32>
+}
+}
+// CHECK:      [[A:%.*]] = dist.all_reduce %x mask 3 kind "max" algorithm "switch"
+// CHECK-NEXT: [[X:%.*]] = dist.all_reduce [[A]] mask 4 kind "max" algorithm "rotate"
+// CHECK:      [[Y:%.*]] = dist.all_reduce {{.*}} mask 4 kind "max" algorithm "rotate"
+// CHECK-NEXT: [[SUM:%.*]] = nn.add [[X]], [[Y]]
+// CHECK:      dist.shard {{.*}} -> tensor<1x8xf32>

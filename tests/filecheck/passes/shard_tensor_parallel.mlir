@@ -90,3 +90,55 @@ func.func @forward(%x: tensor<1x2x3x4xf32>) -> (tensor<1x3x2x4xf32>, tensor<1x1x
 // CHECK-NEXT: %y = nn.attention [[HEADS]], [[HEADS]], [[HEADS]] {{.*}} -> tensor<1x3x1x4xf32>
 // CHECK-NEXT: %m = nn.mean %n dims [1] keepdim
 // CHECK-NEXT: func.return %y, %m
+
+// -----
+
+// Blocks of 4 rows and 4 columns that a boundary at 6 cuts: each rank has blocks of 2, and their
+// scales as often as they are needed. A scale of one block stays whole.
+nn.parameter @up : tensor<12x4xf8E4M3FN>
+nn.parameter @up.scale : tensor<3x1xbf16>
+nn.parameter @down : tensor<4x12xf8E4M3FN>
+nn.parameter @down.scale : tensor<1x1x3x1xbf16>
+func.func @forward(%x: tensor<2x4xbf16>) -> tensor<2x4xbf16> {
+  %up = nn.get_parameter @up : tensor<12x4xf8E4M3FN>
+  %us = nn.get_parameter @up.scale : tensor<3x1xbf16>
+  %down = nn.get_parameter @down : tensor<4x12xf8E4M3FN>
+  %ds = nn.get_parameter @down.scale : tensor<1x1x3x1xbf16>
+  %h = quant.linear %x, %up by %us block 4, 4 : tensor<2x4xbf16>, tensor<12x4xf8E4M3FN> by tensor<3x1xbf16> -> tensor<2x12xbf16>
+  %m = quant.dynamic_scale %h group 12 : tensor<2x12xbf16> -> tensor<2x1xf32>
+  %q = quant.quantize %h by %m : tensor<2x12xbf16>, tensor<2x1xf32> -> tensor<2x12xf8E4M3FN>
+  %y = quant.linear %q, %down by %ds block 4, 4 x_scale %m : tensor<2x12xf8E4M3FN>, tensor<4x12xf8E4M3FN> by tensor<1x1x3x1xbf16> x_scale tensor<2x1xf32> -> tensor<2x4xbf16> loc("mlp.down"("n"))
+  func.return %y : tensor<2x4xbf16>
+}
+// CHECK:      dist.get_shard @up cut <0, 6, {{\[\[}}0:6], [6:12]]>
+// CHECK-NEXT: [[US:%.*]] = dist.get_shard @up.scale cut <0, 1, {{\[\[}}0:1, 0:1, 1:2], [1:2, 2:3, 2:3]]> {dist.why = "scales of the weight's rows: in blocks of 2, as ranks begin inside its 4"} : tensor<3x1xbf16>
+// CHECK:      dist.get_shard @down cut <1, 6, {{\[\[}}0:6], [6:12]]>
+// CHECK-NEXT: [[DS:%.*]] = dist.get_shard @down.scale cut <2, 1, {{\[\[}}0:1, 0:1, 1:2], [1:2, 2:3, 2:3]]> {{.*}} : tensor<1x1x3x1xbf16>
+// CHECK-NEXT: %h = quant.linear %x, {{.*}} by [[US]] block 2, 4 : {{.*}} -> tensor<2x6xbf16>
+// CHECK-NEXT: %m = quant.dynamic_scale %h group 6 : tensor<2x6xbf16> -> tensor<2x1xf32>
+// CHECK-NEXT: [[MAX:%.*]] = dist.all_reduce %m mask 1 kind "max" : tensor<2x1xf32> -> tensor<2x1xf32>
+// CHECK-NEXT: %q = quant.quantize %h by [[MAX]]
+// CHECK-NEXT: %y = quant.linear %q, {{.*}} by [[DS]] block 4, 2 x_scale [[MAX]] : {{.*}} -> tensor<2x4xf32>
+// CHECK-NEXT: dist.all_reduce %y mask 1 : tensor<2x4xf32> -> tensor<2x4xbf16>
+
+// -----
+
+// The sigmoid of padding is 0.5, which could be the largest: the token is measured whole.
+nn.parameter @up : tensor<5x4xbf16>
+nn.parameter @down : tensor<4x5xf8E4M3FN>
+nn.parameter @down.scale : tensor<4x1xf32>
+func.func @forward(%x: tensor<2x4xbf16>) -> tensor<2x4xbf16> {
+  %up = nn.get_parameter @up : tensor<5x4xbf16>
+  %down = nn.get_parameter @down : tensor<4x5xf8E4M3FN>
+  %ds = nn.get_parameter @down.scale : tensor<4x1xf32>
+  %h = nn.linear %x, %up : tensor<2x4xbf16>, tensor<5x4xbf16> -> tensor<2x5xbf16>
+  %s = nn.sigmoid %h : tensor<2x5xbf16>
+  %m = quant.dynamic_scale %s group 5 : tensor<2x5xbf16> -> tensor<2x1xf32>
+  %q = quant.quantize %s by %m : tensor<2x5xbf16>, tensor<2x1xf32> -> tensor<2x5xf8E4M3FN>
+  %y = quant.linear %q, %down by %ds block 1, 5 x_scale %m : tensor<2x5xf8E4M3FN>, tensor<4x5xf8E4M3FN> by tensor<4x1xf32> x_scale tensor<2x1xf32> -> tensor<2x4xbf16>
+  func.return %y : tensor<2x4xbf16>
+}
+// CHECK:      [[S:%.*]] = dist.all_gather %s
+// CHECK-NEXT: %m = quant.dynamic_scale [[S]] group 5
+// CHECK-NEXT: %q = quant.quantize %s by %m : tensor<2x3xbf16>
+// CHECK-NEXT: quant.linear %q, {{.*}} block 1, 3 x_scale %m
