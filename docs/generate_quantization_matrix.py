@@ -1,6 +1,6 @@
 """Write docs/quantization.md: `make docs`. Each cell is what the code makes of a small checkpoint.
 
-A checkpoint here is a config, and the types and shapes of its tensors: readers need no data.
+The checkpoints are those of `quantization_cells.py`; readers need no data.
 """
 
 from __future__ import annotations
@@ -8,13 +8,22 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from quantization_cells import FURIOSA, PLAIN, Cell, Tensors, cells
+from xdsl.dialects.func import FuncOp
+from xdsl.rewriter import Rewriter
 
 from furiosa_llm.artifact.ledger import ALLOWS_ITSELF, check_losses, make_ledger
-from furiosa_llm.errors import CompileError, quantization_not_compiled
+from furiosa_llm.backend_rngd import supported
+from furiosa_llm.errors import (
+    CompileError,
+    quantization_not_compiled,
+    unsupported_by_backend,
+)
 from furiosa_llm.frontend.checkpoint import Array, Checkpoint, TensorInfo
 from furiosa_llm.frontend.quantization.furiosa import FuriosaDirectory
 from furiosa_llm.frontend.quantization.furiosa import describe as describe_furiosa
@@ -22,39 +31,19 @@ from furiosa_llm.frontend.quantization.quantizing import quantizing
 from furiosa_llm.frontend.quantization.reader import read_quantization
 from furiosa_llm.frontend.quantization.refused import MARKS
 from furiosa_llm.frontend.safetensors_checkpoint import DTYPES
-from furiosa_llm.models.quantization import Quantization
+from furiosa_llm.ir import nn
+from furiosa_llm.ir.text import make_context, parse_module
+from furiosa_llm.models.quantization import Quantization, QuantizedLinear
 from furiosa_llm.models.quantization_support import (
     ACTIVATIONS,
     STORAGES,
     WEIGHTS,
     unsupported,
 )
-
-ATTENTION = "model.layers.0.self_attn"
-MODULES = tuple(f"{ATTENTION}.{name}" for name in ("q_proj", "k_proj", "v_proj"))
-ROWS, COLUMNS = 48, 64
-
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
-"""Name -> type as safetensors calls it, and shape."""
-
-
-class Kind(NamedTuple):
-    """One way to quantise: what it adds to the config and to the tensors."""
-
-    label: str
-    config: Mapping[str, Any] = {}
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]] = {}
-
-
-class Cell(NamedTuple):
-    """One checkpoint: how it is quantised, in the words of the table, and what is in its files."""
-
-    format: str
-    weights: str
-    inputs: str
-    cache: str
-    config: Mapping[str, Any]
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+from furiosa_llm.passes.import_fp8_quantization import (
+    ImportFp8QuantizationPass,
+    describe_quantization,
+)
 
 
 class Shapes(NamedTuple):
@@ -70,242 +59,7 @@ class Shapes(NamedTuple):
         raise NotImplementedError(f"{name} has no data")
 
 
-def each(suffix: str, dtype: str, *shape: int, of: tuple[str, ...] = MODULES) -> Tensors:
-    """The same tensor in each of the linear layers."""
-    return {f"{module}.{suffix}": (dtype, shape) for module in of}
-
-
-def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in tables are merged, too; later values win."""
-    result: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
-# --- compressed-tensors ---
-
-FLOAT8: dict[str, Any] = {"num_bits": 8, "type": "float"}
-CT = {"quant_method": "compressed-tensors", "format": "float-quantized"}
-
-
-def ct_group(**fields: Any) -> dict[str, Any]:
-    return {"config_groups": {"group_0": {"targets": ["Linear"], **fields}}}
-
-
-def ct_weights(label: str, dtype: str, shape: tuple[int, ...], **args: Any) -> Kind:
-    tensors = each("weight", dtype, ROWS, COLUMNS) | each("weight_scale", "BF16", *shape)
-    return Kind(label, ct_group(weights=args), tensors)
-
-
-def ct_inputs(label: str, tensors: Tensors | None = None, **args: Any) -> Kind:
-    return Kind(label, ct_group(input_activations=args), tensors or {})
-
-
-def kv_scales(key: str, value: str, dtype: str, *shape: int) -> Tensors:
-    return {f"{ATTENTION}.{name}": (dtype, shape) for name in (key, value)}
-
-
-def ct_cache(label: str, **args: Any) -> Kind:
-    tensors = kv_scales("k_scale", "v_scale", "BF16", 1)
-    return Kind(label, {"kv_cache_scheme": args}, tensors)
-
-
-CT_WEIGHTS = [
-    ct_weights("per tensor", "F8_E4M3", (1,), **FLOAT8, strategy="tensor"),
-    ct_weights("per channel", "F8_E4M3", (48, 1), **FLOAT8, strategy="channel"),
-    ct_weights("per group of 32", "F8_E4M3", (48, 2), **FLOAT8, strategy="group", group_size=32),
-    ct_weights(
-        "per block of 16 x 32", "F8_E4M3", (3, 2), **FLOAT8, strategy="block",
-        block_structure=[16, 32],
-    ),
-    ct_weights(
-        "per block of 32 x 48 (partial ones at the edges)", "F8_E4M3", (2, 2), **FLOAT8,
-        strategy="block", block_structure=[32, 48],
-    ),
-]  # fmt: skip
-CT_INPUTS = [
-    Kind("not quantised"),
-    ct_inputs("static, per tensor", each("input_scale", "BF16", 1), **FLOAT8, strategy="tensor"),
-    ct_inputs("dynamic, per token", **FLOAT8, strategy="token", dynamic=True),
-    ct_inputs("dynamic, per group", **FLOAT8, strategy="group", group_size=32, dynamic=True),
-    ct_inputs("dynamic, per tensor", **FLOAT8, strategy="tensor", dynamic=True),
-]
-CT_CACHES = [
-    Kind("bf16"),
-    ct_cache("fp8", **FLOAT8, strategy="tensor"),
-    ct_cache("fp8, dynamic", **FLOAT8, strategy="tensor", dynamic=True),
-    ct_cache("fp8, per head", **FLOAT8, strategy="attn_head"),
-    ct_cache("int8", num_bits=8, type="int", strategy="tensor"),
-]
-INT8 = {"num_bits": 8, "type": "int"}
-PACKED = each("weight_packed", "I32", ROWS, COLUMNS // 8) | each("weight_scale", "BF16", ROWS, 1)
-CT_OTHERS = [
-    ct_weights("int8, per channel", "I8", (48, 1), **INT8, strategy="channel"),
-    Kind(
-        "int4, packed",
-        {"format": "pack-quantized", **ct_group(weights={"num_bits": 4, "type": "int"})},
-        PACKED,
-    ),
-    ct_weights(
-        "per channel, with zero points", "F8_E4M3", (48, 1), **FLOAT8, strategy="channel",
-        symmetric=False,
-    ),
-]  # fmt: skip
-
-# --- fine-grained FP8, AutoFP8 ---
-
-
-def fp8(scale: str, dtype: str, *shape: int) -> Tensors:
-    return each("weight", "F8_E4M3", ROWS, COLUMNS) | each(scale, dtype, *shape)
-
-
-def fine_weights(label: str, dtype: str, *grid: int, **config: Any) -> Kind:
-    return Kind(label, config, fp8("weight_scale_inv", dtype, *grid))
-
-
-FINE = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-FINE_STATIC = Kind(
-    "static, per tensor", {"activation_scheme": "static"}, each("activation_scale", "F32")
-)
-FINE_GROUP, FINE_TOKEN = Kind("dynamic, per group"), Kind("dynamic, per token")
-FINE_BLOCKS = fine_weights("per block of 16 x 32", "F32", 3, 2, weight_block_size=[16, 32])
-FINE_E8M0 = fine_weights(
-    "per block of 16 x 32, e8m0 scales", "F8_E8M0", 3, 2, weight_block_size=[16, 32]
-)
-FINE_PARTIAL = fine_weights(
-    "per block of 32 x 48 (partial ones at the edges)", "F32", 2, 2, weight_block_size=[32, 48]
-)
-FINE_TENSOR = fine_weights("per tensor", "F32")
-FINE_BYTES = fine_weights("per block of 1 x 32, MXFP8", "U8", 48, 2, weight_block_size=[1, 32])
-FINE_ROWS = [
-    *((blocks, FINE_GROUP) for blocks in (FINE_BLOCKS, FINE_E8M0, FINE_PARTIAL, FINE_BYTES)),
-    *((weights, FINE_STATIC) for weights in (FINE_BLOCKS, FINE_TENSOR)),
-    (FINE_TENSOR, FINE_TOKEN),
-]
-AUTO_WEIGHTS = Kind("per tensor", {"quant_method": "fp8"}, fp8("weight_scale", "F32"))
-AUTO_INPUTS = [
-    Kind("static, per tensor", {"activation_scheme": "static"}, each("input_scale", "F32", 1)),
-    Kind("dynamic", {"activation_scheme": "dynamic"}),
-]
-AUTO_CACHES = [
-    Kind("bf16"),
-    Kind(
-        "fp8", {"kv_cache_scheme": "static"}, kv_scales("k_scale", "v_scale", "F32", 1)
-    ),
-    Kind("fp8, one scale for K and V", {}, {f"{ATTENTION}.kv_scale": ("F32", ())}),
-]  # fmt: skip
-
-# --- ModelOpt ---
-
-MODELOPT = {"quant_method": "modelopt", "ignore": ["lm_head", "model.embed*"]}
-MODELOPT_ROWS = [
-    (
-        Kind("per tensor", {"quant_algo": "FP8"}, fp8("weight_scale", "F32")),
-        Kind("static, per tensor", {}, each("input_scale", "F32")),
-    ),
-    (
-        Kind(
-            "per channel",
-            {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
-            fp8("weight_scale", "F32", 48),
-        ),
-        Kind("dynamic, per token"),
-    ),
-    (
-        Kind(
-            "per block of 16 x 16",
-            {"quant_algo": "FP8_PB_WO"},
-            fp8("weight_scale", "F32", 3, 1, 4, 1),
-        ),
-        Kind("not quantised"),
-    ),
-    (
-        Kind(
-            "int8, per channel (SmoothQuant)",
-            {"quant_algo": "W8A8_SQ_PER_CHANNEL"},
-            each("weight", "I8", ROWS, COLUMNS)
-            | each("weight_scale", "F32", ROWS)
-            | each("pre_quant_scale", "BF16", COLUMNS),
-        ),
-        Kind("int8, static", {}, each("input_scale", "F32")),
-    ),
-    (
-        Kind(
-            "NVFP4",
-            {"quant_algo": "NVFP4"},
-            each("weight", "U8", ROWS, COLUMNS // 2)
-            | each("weight_scale", "F8_E4M3", ROWS, COLUMNS // 16)
-            | each("weight_scale_2", "F32"),
-        ),
-        Kind("NVFP4", {}, each("input_scale", "F32")),
-    ),
-    (
-        Kind("several kinds", {"quant_algo": "MIXED_PRECISION"}, fp8("weight_scale", "F32")),
-        Kind("several kinds", {}, each("input_scale", "F32")),
-    ),
-]  # fmt: skip
-MODELOPT_SCALES = kv_scales("k_proj.k_scale", "v_proj.v_scale", "F32")
-MODELOPT_CACHES = [
-    Kind("bf16"),
-    Kind("fp8", {"kv_cache_scheme": {**FLOAT8, "dynamic": False}}, MODELOPT_SCALES),
-    Kind("NVFP4", {"kv_cache_quant_algo": "NVFP4"}, MODELOPT_SCALES),
-]
-
-# --- Furiosa's directories: qformat.yaml has the config, qparam.npy the ranges ---
-
-PLAIN = each("weight", "BF16", ROWS, COLUMNS)
-
-
-def furiosa_kind(label: str, option: str, dtype: str, quantizer: str = "", *shape: int) -> Kind:
-    tensors = each(quantizer, "F32", *shape) if quantizer else {}
-    return Kind(label, {option: dtype}, tensors)
-
-
-FURIOSA = "Furiosa's quantisation directories"
-FURIOSA_WEIGHTS = [
-    furiosa_kind("per channel", "weight_dtype", "fp8-E4M3", "_weight_quantizer", 48),
-    furiosa_kind("per tensor", "weight_dtype", "fp8-E4M3", "_weight_quantizer", 1),
-    furiosa_kind("int8", "weight_dtype", "int8", "_weight_quantizer", 48),
-]
-FURIOSA_INPUTS = [
-    furiosa_kind("static, per tensor", "act_dtype", "fp8-E4M3", "_input_quantizer", 1),
-    furiosa_kind("static, per channel", "act_dtype", "fp8-E4M3", "_input_quantizer", 64),
-    furiosa_kind("bf16", "act_dtype", "bf16"),
-]
-PRODUCTS: Tensors = {f"{name}._input_1_quantizer": ("F32", (1,)) for name in ("matmul", "matmul_1")}
-FURIOSA_CACHES = [
-    Kind("bf16", {"kv_dtype": "bf16"}),
-    Kind("fp8", {"kv_dtype": "fp8-E4M3"}, PRODUCTS),
-    Kind("int8", {"kv_dtype": "int8"}, PRODUCTS),
-]
-
-
-def cells() -> Iterator[Cell]:
-    """Every cell of every table, row by row."""
-    no_inputs = Kind("not quantised")
-    ct_rows = [(weights, inputs) for weights in CT_WEIGHTS for inputs in CT_INPUTS]
-    ct_rows += [(weights, no_inputs) for weights in CT_OTHERS]
-    auto_rows = [(AUTO_WEIGHTS, inputs) for inputs in AUTO_INPUTS]
-    furiosa_rows = [(weights, inputs) for weights in FURIOSA_WEIGHTS for inputs in FURIOSA_INPUTS]
-    tables: list[tuple[str, Mapping[str, Any], list[tuple[Kind, Kind]], list[Kind]]] = [
-        ("compressed-tensors", CT, ct_rows, CT_CACHES),
-        ("fine-grained FP8 (transformers)", FINE, FINE_ROWS, [Kind("bf16")]),
-        ("AutoFP8", {}, auto_rows, AUTO_CACHES),
-        ("ModelOpt", MODELOPT, MODELOPT_ROWS, MODELOPT_CACHES),
-        (FURIOSA, {}, furiosa_rows, FURIOSA_CACHES),
-    ]
-    for name, base, rows, caches in tables:
-        for weights, inputs in rows:
-            for cache in caches:
-                config = merged(base, weights.config, inputs.config, cache.config)
-                tensors = {**weights.tensors, **inputs.tensors, **cache.tensors}
-                yield Cell(name, weights.label, inputs.label, cache.label, config, tensors)
-
-
-def infos_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+def infos_of(tensors: Tensors) -> dict[str, TensorInfo]:
     return {
         name: TensorInfo(name, shape, DTYPES[dtype], dtype)
         for name, (dtype, shape) in tensors.items()
@@ -315,7 +69,8 @@ def infos_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Te
 def describe(cell: Cell, directory: Path, checkpoint: Checkpoint) -> Quantization:
     """What the readers say about a cell's checkpoint, whose config is written to `directory`.
 
-    Raises: the readers' errors; QNT022 for what is read and not compiled.
+    Raises: the readers' errors; QNT022 for what is read and not compiled; BCK001 for what has no
+    instructions.
     """
     if cell.format == FURIOSA:
         options = " ".join(f"--{key} {value}" for key, value in cell.config.items())
@@ -336,7 +91,36 @@ def describe(cell: Cell, directory: Path, checkpoint: Checkpoint) -> Quantizatio
         compiled = found
     if problems := unsupported(compiled):
         raise quantization_not_compiled(problems)
+    # All linears of a cell are alike.
+    if missing := without_kernel(compiled, compiled.linears[0]):
+        raise unsupported_by_backend(missing)
     return found
+
+
+LINEAR = """
+nn.parameter @{weight} : tensor<{n}x{k}xbf16>
+func.func @forward(%x: tensor<1x8x{k}xbf16>) -> tensor<1x8x{n}xbf16> {{
+  %w = nn.get_parameter @{weight} : tensor<{n}x{k}xbf16>
+  %h = nn.silu %x : tensor<1x8x{k}xbf16>
+  %y = nn.linear %h, %w : tensor<1x8x{k}xbf16>, tensor<{n}x{k}xbf16> -> tensor<1x8x{n}xbf16>
+  func.return %y : tensor<1x8x{n}xbf16>
+}}
+"""
+
+
+def without_kernel(quantization: Quantization, linear: QuantizedLinear) -> list[tuple[str, str]]:
+    """What the backend says about one linear layer, as the pass writes it."""
+    n, k = linear.shape
+    module = parse_module(LINEAR.format(weight=linear.weight, n=n, k=k))
+    describe_quantization(module, replace(quantization, linears=(linear,), caches=()))
+    ImportFp8QuantizationPass().apply(make_context(), module)
+    (forward,) = (op for op in module.walk() if isinstance(op, FuncOp))
+    body = forward.body.block
+    for read in [op for op in body.ops if isinstance(op, nn.GetParameterOp)]:
+        # Outlined blocks have parameters as arguments.
+        read.y.replace_all_uses_with(body.insert_arg(read.y.type, len(body.args)))
+        Rewriter.erase_op(read)
+    return supported.unsupported(body)
 
 
 def outcome(cell: Cell) -> str:
@@ -368,8 +152,9 @@ scale, and how its inputs are quantised; for each attention module the scales of
 
 - `exact`: codes and scales are carried over as they are stored, bit for bit.
 - `unverified (a warning)`: the ledger says what was assumed, because the format is not public.
-- A code: refused by name, with the tensors concerned, before anything is compiled
-  ([errors](errors.md)).
+- `QNT001`, `QNT022`, `BCK001`: refused by name, with the tensors concerned, because the scheme is
+  none of those that are imported, because there are no operators for it, or because the backend has
+  no kernel for linear layers quantised so ([errors](errors.md)).
 
 `quantization_ledger.json` in the artifact has one row for every tensor of the checkpoint. What is
 not `exact` there fails the build (QNT009), unless `--allow-lossy PATTERN` names the tensor or the
@@ -382,8 +167,8 @@ remarks that it was written for a chip whose e4m3 ends there. Shapes may be writ
 `[]` or `[1]` for one scale, `[O]` or `[O, 1]` for channels, `[O/b, I/b]` or `[O/b, 1, I/b, 1]` for
 blocks. Stored scales may be f32, bf16, f16 or e8m0.
 
-The tables are made from the code (`docs/generate_quantization_matrix.py`): each cell is the answer
-to a small checkpoint, and a test reads each of them again with data in it.
+The tables are made from the code by `make docs`: each cell is what readers, pass and backend say
+to a small checkpoint (`docs/quantization_cells.py`), and a test reads each of them with data in it.
 """
 
 FURIOSA_NOTE = """The layout of `.qckpt` files is not public, nor are the names of quantizers in

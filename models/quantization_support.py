@@ -46,6 +46,9 @@ def _problems(linear: QuantizedLinear) -> Iterator[str]:
     if reason := ACTIVATIONS.get((inputs.mode, inputs.granularity)):
         kind = f"{inputs.mode} inputs with a scale per {inputs.granularity}"
         yield f"`{linear.module}` has {kind}: {reason}"
+    if inputs.group_size is not None and linear.shape[1] % inputs.group_size:
+        groups = f"groups of {inputs.group_size} inputs do not divide K = {linear.shape[1]}"
+        yield f"`{linear.module}` is quantised in parts, and {groups}"
     if not linear.codes_are_stored:
         yield f"`{linear.weight}` is to be quantised by the build, and no codes are stored"
     if linear.scale.divisor != 1:
