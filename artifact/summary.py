@@ -38,6 +38,7 @@ def summarize_artifact(path: Path) -> dict[str, Any]:
             "num_blocks_per_pp_stage": list(manifest.num_blocks_per_pp_stage),
             "partial_sum": manifest.partial_sum,
         },
+        "kv_cache": _kv_cache(artifact.program(artifact.buckets[0])),
         "tokenizer": artifact.has_file("tokenizer.json"),
         "buckets": [
             {
@@ -71,6 +72,7 @@ def summarize_binary(path: Path) -> dict[str, Any]:
             }
             for block in program.blocks
         ],
+        "kv_cache": _kv_cache(program),
         "inputs": [_tensor(io.name, io.shape, io.dtype) for io in program.inputs],
         "outputs": [_tensor(io.name, io.whole_shape, io.dtype) for io in program.outputs],
         "parameters": [
@@ -102,6 +104,14 @@ def _code(program: Program) -> dict[str, int]:
         "commands": sum(block.count for block in program.blocks),
         "code_bytes": sum(program.block_code_bytes(block) for block in program.blocks),
         "calls": len(program.calls),
+    }
+
+
+def _kv_cache(program: Program) -> dict[str, Any]:
+    """Types of keys and values, and the bytes of a token on one rank, in all layers."""
+    return {
+        "dtypes": sorted({io.dtype for io in program.caches}),
+        "bytes_per_token": sum(io.slot_bytes for io in program.caches),
     }
 
 

@@ -55,6 +55,7 @@ def _print_artifact(summary: dict[str, Any]) -> None:
                 "checkpoint tensors",
                 _verdicts(summary["ledger"]) if summary["ledger"] else "unknown",
             ),
+            ("KV cache of a rank", _kv_cache(summary["kv_cache"])),
             ("tokenizer", "yes" if summary["tokenizer"] else "no"),
         ],
     )
@@ -77,6 +78,10 @@ def _print_artifact(summary: dict[str, Any]) -> None:
         _print_ledger(summary["ledger"])
     if summary["sharding"] is not None:
         _print_sharding(summary["sharding"])
+
+
+def _kv_cache(cache: dict[str, Any]) -> str:
+    return f"{cache['bytes_per_token']:,} B for a token, {_joined(cache['dtypes'])}"
 
 
 def _verdicts(ledger: dict[str, Any]) -> str:

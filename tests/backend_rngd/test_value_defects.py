@@ -7,6 +7,7 @@ cases without them are within their bounds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -32,10 +33,13 @@ FEW_KEYS = Attention(Bucket.decode(29, 3), (3, 2) * 14, 3, 2, 22, 22**-0.5, may_
 """Two or three keys: how each probability is rounded can be seen in the result."""
 DECODE = Attention(Bucket.decode(5, 61), (61, 60, 7, 33), 3, 2, 22, 22**-0.5, may_be_cut=False)
 PREFILL = Attention(Bucket.prefill(2, 61), (61, 33), 3, 2, 22, 22**-0.5, may_be_cut=False)
+CODES = replace(DECODE, cache_scales=(2**-7, 5 * 2**-9))
 OUTSIDE = "outside, the first at"
 
 
-@pytest.mark.parametrize("case", [FEW_KEYS, DECODE, PREFILL], ids=["few keys", "decode", "prefill"])
+@pytest.mark.parametrize(
+    "case", [FEW_KEYS, DECODE, PREFILL, CODES], ids=["few keys", "decode", "prefill", "codes"]
+)
 def test_without_a_defect(case: Attention) -> None:
     case.check()
 
@@ -94,6 +98,19 @@ def test_a_token_that_sees_the_one_after_it() -> None:
     inputs["position_ids"][0, 5] += 1
     with pytest.raises(AssertionError, match=OUTSIDE):
         PREFILL.expected(function).check_bf16(function.run(inputs))
+
+
+# --- codes ---
+
+
+@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
+def test_a_scale_of_codes_that_is_off_by_a_bf16_unit(name: str) -> None:
+    """As if it had been rounded on the way: what is multiplied by it is."""
+    function = CODES.case()
+    expected = CODES.expected(function)
+    function.weights = {**function.weights, name: function.weights[name] * (1 + 2**-7)}
+    with pytest.raises(AssertionError, match=OUTSIDE):
+        expected.check_bf16(function.run())
 
 
 # --- sums ---

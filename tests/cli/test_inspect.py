@@ -21,6 +21,8 @@ def test_json_of_an_artifact(tmp_path: Path) -> None:
         "architecture": "TinyForCausalLM",
         "vocabulary_size": 8,
     }
+    # 4 layers of one head: 16 bf16 features of a key and of a value.
+    assert summary["kv_cache"] == {"dtypes": ["bf16"], "bytes_per_token": 256}
     assert summary["parallel"] == {
         "devices": "npu:0:0",
         "tensor_parallel_size": 1,

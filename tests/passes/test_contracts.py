@@ -7,15 +7,19 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nn_programs import EVERYTHING, LLAMA, Program, programs
+from nn_programs import EVERYTHING, HEAD_SIZE, LLAMA, LayerKind, Program, programs
+from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 
 from furiosa_llm.errors import CompileError
+from furiosa_llm.ir import paged
 from furiosa_llm.ir.digest import digest
 from furiosa_llm.ir.text import make_context, parse_module, print_module
+from furiosa_llm.ir.types import f32
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.passes.contract import Bitwise, Budget, ContractPass, Ulps
 from furiosa_llm.passes.contract_check import check_contract, difference
+from furiosa_llm.passes.paged_attention import PagedAttentionPass
 from furiosa_llm.passes.pipeline import bucket_phase, import_phase, model_phase, run_passes
 from furiosa_llm.passes.pipeline_text import parse_passes
 from furiosa_llm.passes.registry import PASSES
@@ -123,6 +127,26 @@ def test_a_broken_contract_is_an_error() -> None:
     assert caught.value.code == "PAS012"
     assert "wrong" in str(caught.value)
     assert "the largest difference" in str(caught.value)
+
+
+class ExchangedScales(PagedAttentionPass):
+    """Gives attention the scale of values for keys."""
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        super().apply(ctx, op)
+        for attention in op.walk():
+            if isinstance(attention, paged.AttentionOp) and attention.k_scale is not None:
+                *others, k_scale, v_scale = attention.operands
+                attention.operands = [*others, v_scale, k_scale]
+
+
+def test_the_scale_of_another_cache_breaks_the_contract() -> None:
+    kind = LayerKind((), HEAD_SIZE, None, codes=True)
+    module = Program(f32, (kind, kind), ()).module()
+    check_contract(PagedAttentionPass(), module)
+    with pytest.raises(CompileError) as caught:
+        check_contract(ExchangedScales(), module)
+    assert caught.value.code == "PAS012"
 
 
 def test_tolerances() -> None:
