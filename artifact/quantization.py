@@ -34,8 +34,10 @@ class ModelTensors:
     """As checkpoint or directory say it; None if nothing is quantised."""
     compiled: Quantization | None
     """As `checkpoint` has it: codes and scales under names of their own."""
+    stored: Checkpoint
+    """The model's own checkpoint; without weights, shapes and types alone."""
     checkpoint: Checkpoint
-    """What parameters are read from; without weights, their shapes and types alone."""
+    """What parameters are read from: the same, or one that quantises its weights."""
 
     def bind(self, declared: Iterable[ParameterSpec]) -> BoundParameters:
         """The parameters, found to fit. Raises: CKP005."""
@@ -46,16 +48,15 @@ class ModelTensors:
 
         Raises: QNT005 for scales, QNT011 for codes.
         """
-        checkpoint = self.source.checkpoint if self.source.has_weights else self.checkpoint
         if self.source.kind == "gguf":
-            return make_gguf_ledger(checkpoint.tensors)
+            return make_gguf_ledger(self.stored.tensors)
         decisions, remarks = {}, {}
         if bound is not None:
             decisions = losses(bound)
             if self.compiled is not None and self.described is not None:
                 check_scale_values(self.compiled, self.checkpoint.path, self.checkpoint.read)
-                remarks = check_codes(self.described, checkpoint)
-        return make_ledger(self.described, checkpoint.tensors, decisions, remarks)
+                remarks = check_codes(self.described, self.stored)
+        return make_ledger(self.described, self.stored.tensors, decisions, remarks)
 
 
 def open_directory(path: str | Path) -> FuriosaDirectory:
@@ -78,7 +79,7 @@ def open_tensors(source: ModelSource, beside: FuriosaDirectory | None) -> ModelT
         stored = read_quantization(source.path, checkpoint)
     if beside is None:
         _check_compiled(stored)
-        return ModelTensors(source, stored, stored, checkpoint)
+        return ModelTensors(source, stored, stored, checkpoint, checkpoint)
     file = str(beside.path / FORMAT_FILE)
     if stored is not None or source.kind == "gguf":
         method = source.kind if stored is None else stored.format
@@ -88,7 +89,7 @@ def open_tensors(source: ModelSource, beside: FuriosaDirectory | None) -> ModelT
     check_scale_values(described, file, beside.read)
     compiled, quantized = quantizing(checkpoint, described, beside.read)
     _check_compiled(compiled)
-    return ModelTensors(source, described, compiled, quantized)
+    return ModelTensors(source, described, compiled, checkpoint, quantized)
 
 
 def _check_compiled(quantization: Quantization | None) -> None:
