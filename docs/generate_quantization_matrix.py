@@ -159,8 +159,8 @@ scale, and how its inputs are quantised; for each attention module the scales of
 `quantization_ledger.json` in the artifact has one row for every tensor of the checkpoint. What is
 not `exact` there fails the build (QNT009), unless `--allow-lossy PATTERN` names the tensor or the
 table below says that it is only a warning. GGUF files are `dequantized` by design, with a warning.
-A checkpoint in f32 or f16 that is not quantised is rounded to bf16 (`requantized`), with a warning as
-well; tensors whose values are all bf16 numbers are `exact`.
+A checkpoint in f32 or f16 that is not quantised is rounded to bf16 (`requantized`), with a
+warning as well; tensors whose values are all bf16 numbers are `exact`.
 
 A scale that is missing, has another shape than its weight needs, or scales nothing is an error that
 names it (QNT003), and so is one that is zero, negative, NaN or infinite (QNT005), and a weight
