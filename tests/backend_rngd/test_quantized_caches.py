@@ -98,7 +98,7 @@ def test_segments_are_merged(
     check(case)
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(
     group=st.integers(1, 8),
     kv_heads=st.integers(1, 5),

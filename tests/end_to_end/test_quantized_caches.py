@@ -41,7 +41,7 @@ def greedy(reference: EagerReference, prompt: list[int]) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_tokens_are_those_of_the_library(
     model: Path, reference: EagerReference, ranks: int, tmp_path: Path
 ) -> None:
