@@ -65,7 +65,7 @@ from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
 from .kernels.vocabulary import local_rows
-from .lower_quant import ChunkScales, scale_names, weight_dtype
+from .lower_quant import ChunkScales, becomes_codes, scale_names, weight_dtype
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
@@ -248,8 +248,10 @@ class BlockLowering:
                 self.values[op.y] = self._attention(op)
             case paged.LastTokenOp():
                 self.values[op.y] = self._last_token(op)
-            case dist.AllReduceOp():
+            case dist.AllReduceOp() if op.is_sum:
                 self.values[op.y] = self._all_reduce(op, op.y, None)
+            case dist.AllReduceOp():
+                self._now.scales.compare(op)
             case dist.LocalRowsOp():
                 pass  # made where the table is read
             case nn.ReshapeOp() | nn.TransposeOp() | nn.CastOp():
@@ -639,6 +641,7 @@ class BlockLowering:
             rounds,
             op.scale.value.data,
             inputs,
+            is_read_everywhere=becomes_codes(op.y),
         ).run()
 
     def _dealt(self, value: SSAValue) -> Activation:

@@ -9,11 +9,12 @@ from types import MappingProxyType
 
 from xdsl.ir import Attribute, SSAValue
 
-from ..ir import paged, quant
+from ..ir import dist, nn, paged, quant
 from ..ir.types import bf16, dtype_of, f8e4m3, f8e5m2, shape_of
 from .emitter import Activation, Emitter, Ref
 from .isa.dtypes import DType
 from .isa.layout import Layout, ScaleLayout, one_number
+from .kernels.largest import Comparison
 from .kernels.linear import Scales
 from .kernels.quantize import InputScale, dequantize, looked_up, quantize, token_scales
 from .kernels.rescale import load_number
@@ -44,9 +45,26 @@ def is_for_cache(op: quant.QuantizeOp) -> bool:
     return all(isinstance(use.operation, paged.WriteOp) for use in op.y.uses)
 
 
+def becomes_codes(value: SSAValue) -> bool:
+    """Whether a value, perhaps in another shape, is measured or quantised: in all slices."""
+    users = [use.operation for use in value.uses]
+    return any(
+        becomes_codes(op.y) if isinstance(op, nn.ReshapeOp) else isinstance(op, Quantizing)
+        for op in users
+    )
+
+
 def is_computed(scale: SSAValue) -> bool:
     """Whether the program computes a scale; others are parameters."""
-    return isinstance(scale.owner, quant.DynamicScaleOp)
+    return measured_by(scale) is not None
+
+
+def measured_by(scale: SSAValue) -> quant.DynamicScaleOp | None:
+    """What computes a scale, of this rank's part of the tokens if ranks compare theirs."""
+    owner = scale.owner
+    while isinstance(owner, dist.AllReduceOp) and not owner.is_sum:
+        owner = owner.x.owner
+    return owner if isinstance(owner, quant.DynamicScaleOp) else None
 
 
 @dataclass
@@ -57,10 +75,21 @@ class ChunkScales:
     parameter: Callable[[SSAValue, Layout], Ref]
     """Where a parameter lies in HBM in a layout."""
     known: dict[SSAValue, InputScale] = field(default_factory=dict)
+    tokens: dict[SSAValue, int] = field(default_factory=dict)
+    """How many tokens have a scale of their own."""
 
     def compute(self, op: quant.DynamicScaleOp, x: Activation) -> None:
         """The scale of each token."""
         self.known[op.y] = token_scales(self.emit, x)
+        self.tokens[op.y] = x.tokens
+
+    def compare(self, op: dist.AllReduceOp) -> None:
+        """The largest of the ranks' scales of each token."""
+        assert op.algorithm is not None, "`lower-collectives` chooses one"
+        comparison = Comparison(op.algorithm.data, op.mask.value.data)
+        tokens = self.tokens[op.y] = self.tokens[op.x]
+        largest = comparison.run(self.emit, self.known[op.x].ref, tokens)
+        self.known[op.y] = InputScale(largest, per_token=True)
 
     def of(self, value: SSAValue) -> InputScale:
         """A scale in data memory."""
@@ -108,7 +137,8 @@ def reason_against(op: quant.LinearOp | Quantizing) -> str | None:
 
 
 def _reason_against_scale(scale: SSAValue) -> str | None:
-    if isinstance(scale.owner, quant.DynamicScaleOp):
-        group, k = scale.owner.group.value.data, shape_of(scale.owner.x)[-1]
+    measured = measured_by(scale)
+    if measured is not None:
+        group, k = measured.group.value.data, shape_of(measured.x)[-1]
         return None if group == k else f"scales of groups of {group} inputs"
     return None if math.prod(shape_of(scale)) == 1 else "stored scales of several inputs"

@@ -9,7 +9,7 @@ from ..ir import dist, nn, paged, quant
 from ..ir import provenance as locations
 from ..ir.types import shape_of
 from .kernels import elementwise
-from .lower_quant import reason_against
+from .lower_quant import measured_by, reason_against
 from .value_uses import segments
 
 
@@ -19,8 +19,8 @@ def unsupported(body: Block) -> list[tuple[str, str]]:
     numbers = {op: number for number, ops in enumerate(segments(body)) for op in ops}
     for op in body.ops:
         reason = _reason(op)
-        if reason is None and isinstance(op, quant.DynamicScaleOp):
-            readers = {numbers[use.operation] for use in op.y.uses}
+        if reason is None and op.results and measured_by(op.results[0]) is not None:
+            readers = {numbers[use.operation] for use in op.results[0].uses}
             if readers - {numbers[op]}:
                 reason = "its scales are read on the other side of attention"
         if reason is not None:
@@ -56,13 +56,14 @@ def _reason(op: Operation) -> str | None:
             | paged.WriteOp()
             | paged.AttentionOp()
             | paged.LastTokenOp()
+            | dist.AllReduceOp()
             | dist.LocalRowsOp()
             | func.ReturnOp()
         ):
             return None
-        case dist.AllReduceOp():
-            reason = "ranks add up, but do not find the largest value of all: build with `-tp 1`"
-            return None if op.is_sum else reason
+        case dist.AllReduceOp() if not op.is_sum:
+            is_scale = measured_by(op.y) is not None
+            return None if is_scale else "ranks compare scales of tokens alone"
         case dist.AllGatherOp() | dist.ReduceScatterOp() | dist.ShardOp():
             return "ranks exchange sums alone, and a part is needed whole: build with `-tp 1`"
         case nn.ConstantOp():

@@ -36,6 +36,13 @@ from furiosa_llm.runtime_sim.device import Device
 
 Array = np.ndarray[Any, Any]
 BOUND, CODES_BOUND = 0.02, 0.037
+INPUTS_BOUND = 2 * (3 * 2) ** 0.5 * 2.0**-3 * 0.72 / 12**0.5
+"""Inputs that differ by less than a step may get codes a step apart, so at worst the two programs
+round each input independently. A step of e4m3 is 2**-3 of the power of two below, 0.72 of that of
+the number in the RMS; rounding is off by a step over sqrt(12), two roundings by sqrt(2) of that. A
+branch of the decoder has up to three inputs in codes one after the other (those of q, k and v,
+of the probabilities' sums, of o), and what a residual stream cancels can double the error. The
+programs with exactly known inputs in test_quantized.py have bounds of single operators."""
 SLOTS = 400
 
 

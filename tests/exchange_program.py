@@ -19,6 +19,13 @@ from furiosa_llm.backend_rngd.isa.cut import Cut
 from furiosa_llm.backend_rngd.isa.layout import RowTableLayout, features_per_slice, plain
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
 from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, pieces, put
+from furiosa_llm.backend_rngd.kernels.largest import Comparison
+from furiosa_llm.backend_rngd.kernels.quantize import (
+    InputScale,
+    looked_up,
+    quantize,
+    token_scales,
+)
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
 from furiosa_llm.backend_rngd.tile import TilePass
@@ -29,9 +36,16 @@ SLICES = 64
 
 
 def exchange_program(
-    ranks: int, tokens: int, features: int, reduce: AllReduce, level: int = 2, groups: int = 1
+    ranks: int,
+    tokens: int,
+    features: int,
+    reduce: AllReduce | Comparison,
+    level: int = 2,
+    groups: int = 1,
 ) -> Program:
     """y [tokens, features] = the sum of `x`, and of `residual`, as the ranks of a group have it.
+
+    With a comparison y is codes: those of x by the scale that the group's largest numbers give.
 
     `x` is a parameter [ranks · tokens, features] of which each rank has its rows, `residual` one
     that all of them have; y is cut in the same way as x. All are bf16. Groups of slices have a part
@@ -82,7 +96,7 @@ def _emit(
     tokens: int,
     features: int,
     groups: int,
-    reduce: AllReduce,
+    reduce: AllReduce | Comparison,
     x: Ref,
     residual: Ref,
     y: Ref,
@@ -96,15 +110,30 @@ def _emit(
         return found
 
     own = loaded(x)
-    summand = reduce.reserve(emit, order, own_tokens, groups)
+    if isinstance(reduce, Comparison):
+        out = _codes(emit, reduce, own)
+    else:
+        out = _sum(emit, reduce, own, loaded(residual) if reduce.residual else None)
+    for outside, place, loops in _between(out):
+        emit.dma([(n, b, a) for n, a, b in loops], out.row_bytes, place, y.at(outside))
+
+
+def _codes(emit: Emitter, reduce: Comparison, own: Activation) -> Activation:
+    scales = reduce.run(emit, token_scales(emit, own).ref, own.tokens)
+    return looked_up(emit, quantize(emit, own, InputScale(scales, per_token=True)))
+
+
+def _sum(
+    emit: Emitter, reduce: AllReduce, own: Activation, residual: Activation | None
+) -> Activation:
+    summand = reduce.reserve(emit, own.order, own.tokens, own.groups)
     count = len(summand.slots)
     for source, slot in zip(pieces(own, count), pieces(summand, count), strict=True):
         put(emit, source, slot)
-    added = reduce.whole_residual(emit, loaded(residual)) if reduce.residual else ()
-    out = emit.activation(order, own_tokens, "sum", groups=groups)
+    added = () if residual is None else reduce.whole_residual(emit, residual)
+    out = emit.activation(own.order, own.tokens, "sum", groups=own.groups)
     reduce.run(emit, summand, added, out)
-    for outside, place, loops in _between(out):
-        emit.dma([(n, b, a) for n, a, b in loops], out.row_bytes, place, y.at(outside))
+    return out
 
 
 def _between(x: Activation) -> Iterator[tuple[int, Ref, list[tuple[int, int, int]]]]:

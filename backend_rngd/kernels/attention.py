@@ -35,6 +35,7 @@ from ..isa.instructions import (
 )
 from ..isa.layout import heads
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
+from ..isa.rules import SLICES_PER_PE
 from . import attention_masks
 from .attention_masks import Masks
 from .attention_moves import RowMoves
@@ -109,9 +110,11 @@ class PagedAttention:
     """What the slices work on, one after another (`attention_rounds`)."""
     scale: float
     inputs: Inputs
+    is_read_everywhere: bool = False
+    """Whether slices without heads are read, too; products read those of heads alone."""
 
     def run(self) -> Activation:
-        """Emit all rounds; the output's padding positions that products read are zero."""
+        """Emit all rounds; the output's padding positions that are read are zero."""
         order = heads(self.q.order.heads, self.q.order.head_dim, rotary=False)
         out = self.emit.activation(
             order, self.q.tokens, "attention", groups=self.q.groups, deal=self.q.deal
@@ -151,13 +154,15 @@ class PagedAttention:
         return Work(self.emit, turn, self.q.order.padded, dtype, loop, loop_sequences)
 
     def _zero_tail(self, out: Activation) -> None:
-        covered, read = out.order.positions, out.slices_read * out.per_slice
-        if covered == read:
+        covered, slices = out.order.positions, out.slices_read
+        if self.is_read_everywhere and out.groups == 1:
+            slices = SLICES_PER_PE
+        if covered == slices * out.per_slice:
             return
         # Whole slices only: heads are written later, into the slices that they own.
         first = covered // out.per_slice
         self.emit.dma(
-            [(out.slices_read - first, 0, SLICE_ADDRESS_BYTES)],
+            [(slices - first, 0, SLICE_ADDRESS_BYTES)],
             out.size_bytes,
             self.inputs.zeros,
             out.ref.at(first * SLICE_ADDRESS_BYTES),

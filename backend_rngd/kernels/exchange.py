@@ -230,9 +230,9 @@ class AllReduce:
 
 
 def _rotate(emit: Emitter, slots: Slots, mask: int, residual: Piece | None, out: Piece) -> None:
-    _open(emit, slots[1].ref, len(peers(mask)), slots.slot_bytes)
+    open_slots(emit, slots[1].ref, len(peers(mask)), slots.slot_bytes)
     for number, peer in enumerate(peers(mask), start=1):
-        _push(emit, slots[0], slots[number], peer)
+        push(emit, slots[0], slots[number], peer)
     if residual is not None:
         put(emit, residual, slots[slots.count - 1])
     _add_up(emit, slots, out)
@@ -249,9 +249,9 @@ def _scatter_gather(
     slots = Slots.reserve(emit, part, ranks + (residual is not None))
     step = part.tokens * part.row_bytes
     _copy(emit, summand, slots[0], part.tokens, source_rank=ByRank(step))
-    _open(emit, slots[1].ref, ranks - 1, slots.slot_bytes)
+    open_slots(emit, slots[1].ref, ranks - 1, slots.slot_bytes)
     for peer in peers(mask):
-        _push(emit, summand, slots[peer], peer, ByRank(step, peer))
+        push(emit, summand, slots[peer], peer, ByRank(step, peer))
     if residual is not None:
         put(emit, residual, slots[ranks])
     own = Slots.reserve(emit, out.part(ranks), 1, "own_sums").first
@@ -268,7 +268,7 @@ def _gather(emit: Emitter, own: Piece, ranks: int, out: Piece) -> None:
     put(emit, own, slots[0])
     bit = 1
     while bit < ranks:
-        _open(emit, slots[bit].ref, bit, slots.slot_bytes)
+        open_slots(emit, slots[bit].ref, bit, slots.slot_bytes)
         size = bit * slots.slot_bytes
         emit.dma(ALL_SLICES, size, slots[0].ref, slots[bit].ref, peer=bit)
         emit.append(ArriveOp(slots[bit].ref.buffer, slots[bit].ref.offset, size))
@@ -312,7 +312,7 @@ def _sum_over_cluster(emit: Emitter, summand: Piece, mask: int, out: Piece) -> N
     )
 
 
-def _open(emit: Emitter, first: Ref, count: int, slot_bytes: int) -> None:
+def open_slots(emit: Emitter, first: Ref, count: int, slot_bytes: int) -> None:
     """Write to each slot that peers push into: the signal that it is free is this command's."""
     emit.exec(
         Context.SUB,
@@ -326,7 +326,7 @@ def _open(emit: Emitter, first: Ref, count: int, slot_bytes: int) -> None:
     )
 
 
-def _push(
+def push(
     emit: Emitter, source: Piece, destination: Piece, peer: int, source_rank: ByRank = HERE
 ) -> None:
     """A piece, or as many tokens of it as the destination has, to the same slices of a peer."""

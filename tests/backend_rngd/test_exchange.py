@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from exchange_program import exchange_program, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,9 @@ from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import Dma
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, peers
+from furiosa_llm.backend_rngd.kernels.largest import Comparison
 from furiosa_llm.backend_rngd.token_groups import GROUPS
+from furiosa_llm.ir import quant_semantics
 from furiosa_llm.runtime_sim.device import Device
 
 BF16_ROUNDING = 2.0**-8
@@ -69,8 +73,45 @@ def test_every_rank_gets_the_sum_of_its_group(
         assert np.all(np.abs(found[rank] - exact) <= bound)
 
 
+@st.composite
+def comparisons(draw: st.DrawFn) -> tuple[int, Comparison, int]:
+    """(ranks, how, groups of slices that have a part of the tokens each)."""
+    ranks = draw(RANKS)
+    algorithm = draw(st.sampled_from(["rotate", "switch"]))
+    masks = [1, 3] if algorithm == "switch" else [1, 2, 4, 3, 6, 7]
+    mask = draw(st.sampled_from([mask for mask in masks if mask < ranks]))
+    return ranks, Comparison(algorithm, mask), draw(st.sampled_from([1, GROUPS]))
+
+
+@settings(max_examples=15)
+@given(comparisons(), st.integers(1, 9), st.integers(1, 700), st.integers(0, 2**32 - 1))
+def test_every_rank_gets_the_largest_of_its_group(
+    case: tuple[int, Comparison, int], tokens: int, features: int, seed: int
+) -> None:
+    """Bit for bit the codes of the whole token, of which ranks have magnitudes far apart."""
+    ranks, comparison, groups = case
+    if groups > 1:
+        tokens, features = groups * tokens, 1024
+    rng = np.random.default_rng(seed)
+    x = random_rows(rng, ranks * tokens, features).astype(np.float32)
+    x = (x * np.exp2(rng.integers(-9, 9, (ranks * tokens, 1)))).astype(ml_dtypes.bfloat16)
+    program = exchange_program(ranks, tokens, features, comparison, groups=groups)
+    device = Device()
+    device.load(program, {"x": x, "residual": x[:tokens]}.__getitem__)
+    found = device.execute(program, {})["y"].astype(np.float32).reshape(ranks, tokens, features)
+
+    parts = torch.from_numpy(x.astype(np.float32).reshape(ranks, tokens, features))
+    for rank in range(ranks):
+        members = parts[[rank ^ peer for peer in (0, *peers(comparison.mask))]]
+        scale = quant_semantics.dynamic_scale(members, features).amax(dim=0)
+        codes = quant_semantics.quantize(parts[rank], scale)
+        assert np.array_equal(found[rank], codes.float().numpy())
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_exchanges_are_ordered_at_every_level(level: int) -> None:
+    for comparison in (Comparison("rotate", 7), Comparison("switch", 3)):
+        check_order(exchange_program(8, 16, 576, comparison, level))
     reduce = AllReduce("scatter_gather", 7, DType.F32, residual=True)
     check_order(exchange_program(8, 16, 576, reduce, level))
     check_order(exchange_program(8, 32, 1024, reduce, level, groups=GROUPS))

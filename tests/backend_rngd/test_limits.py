@@ -1,14 +1,12 @@
 """What does not fit on a PE is refused, and what only looks too large is cut."""
 
 import pytest
-from quantized_descriptions import all_alike
 from random_models import DECODE, RandomModel, lowered
 from small_decoder import Decoder
 
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.errors import CompileError
 from furiosa_llm.models.config_types import Bucket
-from furiosa_llm.models.quantization import DYNAMIC_TOKEN, PER_CHANNEL
 from furiosa_llm.passes.pipeline import run_passes, shard_phase
 
 
@@ -48,16 +46,6 @@ def test_chunks_with_the_same_code_share_a_block() -> None:
     assert len(attention) == len(set(attention)) == 4  # each sees more keys than the one before
     offsets = {b.offset for call in program.calls for b in call.bindings}
     assert len(offsets) > 4
-
-
-def test_scales_of_tokens_over_ranks_are_refused_by_module() -> None:
-    module = lowered(RandomModel(), DECODE, lambda m: all_alike(m, PER_CHANNEL, DYNAMIC_TOKEN))
-    run_passes(module, shard_phase(2))
-    with pytest.raises(CompileError, match="BCK001") as caught:
-        run_passes(module, [TilePass.for_bucket(DECODE)])
-    found = [line for line in caught.value.cause.splitlines() if "dist.all_reduce" in line]
-    assert len(found) == 2  # before o_proj and down_proj
-    assert all("largest" in line and "-tp 1" in line for line in found)
 
 
 def test_parts_that_other_ranks_need_whole_are_refused_by_module() -> None:

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, check, simulated
+from decoder_cases import INPUTS_BOUND, Case, check, simulated
 from error_bounds import Approx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,13 +59,6 @@ def test_logits_agree_with_the_interpreter(name: str) -> None:
     check(CASES[name])
 
 
-CODES_BOUND = 2 * (3 * 2) ** 0.5 * 2.0**-3 * 0.72 / 12**0.5
-"""Inputs that differ by less than a step may get codes a step apart, so at worst the two programs
-round each input independently. A step of e4m3 is 2**-3 of the power of two below, 0.72 of that of
-the number in the RMS; rounding is off by a step over sqrt(12), two roundings by sqrt(2) of that. A
-branch of the decoder has up to three inputs in codes one after the other (those of q, k and v,
-of the probabilities' sums, of o), and what a residual stream cancels can double the error. The
-programs with exactly known inputs, below, have bounds of single operators."""
 STATIC, DYNAMIC = Scheme("tensor", "tensor"), Scheme("channel", "token")
 CODES_CASES = {
     "static, ragged decode": Case(
@@ -82,7 +75,7 @@ CODES_CASES = {
 
 @pytest.mark.parametrize("name", CODES_CASES)
 def test_logits_of_codes_agree_with_the_interpreter(name: str) -> None:
-    check(CODES_CASES[name], CODES_BOUND)
+    check(CODES_CASES[name], INPUTS_BOUND)
 
 
 def test_garbage_in_padding_changes_no_bit() -> None:
