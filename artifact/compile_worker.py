@@ -41,7 +41,8 @@ def main() -> None:
     # Whatever a library prints must not get between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with suppress(EOFError, BrokenPipeError):  # the parent has gone
+    # The parent has gone, perhaps while it wrote or before it read.
+    with suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):
         shared: Shared = pickle.load(requests)
         module = parse_module(shared.module)
         while True:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -82,6 +85,18 @@ def test_a_process_that_dies_is_an_error_with_its_status(
     with pytest.raises(FuriosaLLMError, match="ended with 1") as caught:
         next(compile_in_processes(shared, BUCKETS, 2, lambda _: None))
     assert caught.value.code == "BLD019"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_worker_ends_quietly_when_its_parent_has_gone(shared: Shared, share: float) -> None:
+    sent = pickle.dumps(shared)
+    worker = subprocess.run(
+        [sys.executable, "-m", workers.WORKER],
+        input=sent[: int(share * len(sent))],
+        capture_output=True,
+        check=True,
+    )
+    assert (worker.stdout, worker.stderr) == (b"", b"")
 
 
 def test_no_more_processes_than_buckets_or_processors(monkeypatch: pytest.MonkeyPatch) -> None:
