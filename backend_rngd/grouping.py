@@ -14,6 +14,7 @@ from .isa.rules import SLICES_PER_PE
 from .kernels.attention_tiling import dealt_run
 from .kernels.cache import collects_in_groups
 from .kernels.rope import rotates_in_groups
+from .lower_quant import block_of
 from .supported import is_scalar
 from .token_groups import GROUPS, divides, unit_positions
 from .value_uses import before_codes
@@ -48,6 +49,8 @@ def _suits(
 
     match op:
         case nn.LinearOp() | quant.LinearOp():
+            if block_of(op) is not None:
+                return False
             return divides(order(op.x), RING) and _holds(op.y, order(op.y), own)
         case quant.DynamicScaleOp():
             return _slices_used(order(op.x)) % RING == 0
@@ -58,9 +61,9 @@ def _suits(
         case nn.RopeOp():
             return rotates_in_groups(order(op.x), RING)
         case paged.AttentionOp():
-            run = dealt_run(order(op.q), RING, tokens)
+            q = order(op.q.owner.x if isinstance(op.q.owner, nn.RopeOp) else op.q)
             one = shape_of(op.cache)[1] == 1 and sequences == 1
-            return one and run is not None and divides(order(op.q), RING)
+            return one and divides(q, RING) and dealt_run(q, RING, tokens) is not None
         case paged.WriteOp():
             return collects_in_groups(order(before_codes(op.k)), RING, tokens)
         case nn.BinaryOp():

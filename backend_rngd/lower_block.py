@@ -65,7 +65,7 @@ from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope
 from .kernels.vocabulary import local_rows
-from .lower_quant import ChunkScales, becomes_codes, scale_names, weight_dtype
+from .lower_quant import ChunkScales, becomes_codes, block_of, scale_names, weight_dtype
 from .rngd import BlockOp, BufferType, TilingOp, WorkOp
 from .supported import is_scalar
 from .tiling import MatmulTiling, Pins, ProductName, Role, pinned
@@ -506,6 +506,7 @@ class BlockLowering:
             scales=scale_names(op),
             may_repeat=is_read_by_heads(op.y),
             groups=self.groups,
+            block=block_of(op),
         )
 
     def _order_of(self, op: Linear) -> FeatureOrder:
@@ -538,7 +539,7 @@ class BlockLowering:
             bias = self.parameter(op.bias, VectorLayout(order=y.order, per_slice=y.per_slice))
         weight = self.parameter(op.w, layout)
         zeros = None if tiling.every_slice else self.need(Zeros(size=y.size_bytes))
-        return product_type(tiling)(
+        return product_type(tiling, blocks=key.block is not None)(
             self.emit,
             x,
             weight,
@@ -547,7 +548,7 @@ class BlockLowering:
             bias,
             zeros=zeros,
             weight_dtype=key.weight_dtype,
-            scales=self._now.scales.of_product(op, y),
+            scales=self._now.scales.of_product(op, key, y),
             location=op.location,
         )
 

@@ -7,17 +7,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from xdsl.ir import Attribute, SSAValue
+from xdsl.ir import Attribute, Block, SSAValue
 
 from ..ir import dist, nn, paged, quant
 from ..ir.types import bf16, dtype_of, f8e4m3, f8e5m2, shape_of
-from .emitter import Activation, Emitter, Ref
+from .emitter import Activation, ActivationShape, Emitter, Ref
 from .isa.dtypes import DType
-from .isa.layout import Layout, ScaleLayout, one_number
+from .isa.layout import (
+    CHUNK,
+    BlockScaleLayout,
+    FeatureOrder,
+    Layout,
+    ScaleLayout,
+    features_per_slice,
+    heads,
+    one_number,
+    plain,
+    scale_cells,
+)
+from .isa.rules import VRF_BYTES
 from .kernels.largest import Comparison
 from .kernels.linear import Scales
 from .kernels.quantize import InputScale, dequantize, looked_up, quantize, token_scales
 from .kernels.rescale import load_number
+from .tiling_search import ProductKey
 from .value_uses import Linear
 
 WEIGHTS: Mapping[Attribute, DType] = MappingProxyType(
@@ -38,6 +51,13 @@ def scale_names(op: Linear) -> frozenset[str]:
     if op.x_scale is None:
         return frozenset({"weight"})
     return frozenset({"weight", "tokens" if is_computed(op.x_scale) else "number"})
+
+
+def block_of(op: Linear) -> tuple[int, int] | None:
+    """Rows and columns of weights that share a scale, if several scales meet in a sum."""
+    if not isinstance(op, quant.LinearOp) or op.block[1] >= shape_of(op.w)[1]:
+        return None
+    return op.block
 
 
 def is_for_cache(op: quant.QuantizeOp) -> bool:
@@ -105,35 +125,77 @@ class ChunkScales:
         codes = quantize(self.emit, x, self.of(op.scale))
         return codes if is_for_cache(op) else looked_up(self.emit, codes)
 
-    def of_product(self, op: Linear, y: Activation) -> Scales | None:
+    def of_product(self, op: Linear, key: ProductKey, y: Activation) -> Scales | None:
         """The scales of a product."""
         if not isinstance(op, quant.LinearOp):
             return None
-        shape = shape_of(op.w_scale)
-        layout = ScaleLayout(
-            order=y.order, per_slice=y.per_slice, shape=shape, rows=op.rows.value.data
-        )
-        weight = self.parameter(op.w_scale, layout)
+        weight = self.parameter(op.w_scale, _scale_layout(op, key, y.per_slice))
+        cells = key.shape.cells
         if op.x_scale is None:
-            return Scales(weight)
+            return Scales(weight, cells=cells)
         scale = self.of(op.x_scale)
         if scale.per_token:
-            return Scales(weight, tokens=scale.ref)
-        return Scales(weight, number=scale.ref)
+            return Scales(weight, tokens=scale.ref, cells=cells)
+        return Scales(weight, number=scale.ref, cells=cells)
+
+
+def _scale_layout(op: quant.LinearOp, key: ProductKey, per_slice: int) -> Layout:
+    rows, shape = op.rows.value.data, shape_of(op.w_scale)
+    if key.block is None:
+        return ScaleLayout(order=key.out, per_slice=per_slice, shape=shape, rows=rows)
+    return BlockScaleLayout(
+        out=key.out,
+        into=key.x,
+        per_slice=per_slice,
+        k_padded=key.shape.k,
+        parts=key.shape.parts,
+        shape=shape,
+        rows=rows,
+        columns=op.columns.value.data,
+    )
 
 
 def reason_against(op: quant.LinearOp | Quantizing) -> str | None:
     """Why the backend has no kernel for an operator."""
     match op:
         case quant.LinearOp():
-            (rows, columns), (_, k) = op.block, shape_of(op.w)
-            if columns < k:
-                return f"scales of blocks of {rows} x {columns} weights"
-            return _reason_against_scale(op.x_scale) if op.x_scale is not None else None
+            reason = _reason_against_blocks(op)
+            if reason is None and op.x_scale is not None:
+                reason = _reason_against_scale(op.x_scale)
+            return reason
         case quant.DynamicScaleOp():
             return _reason_against_scale(op.y)
         case _:
             return _reason_against_scale(op.scale)
+
+
+def _reason_against_blocks(op: quant.LinearOp) -> str | None:
+    block, (n, k) = block_of(op), shape_of(op.w)
+    if block is None:
+        return None
+    into, rows = _order_read(op.x) or plain(k), plain(n)
+    x, per_slice = ActivationShape(into, 1), features_per_slice(rows)
+    cells = scale_cells(rows, into, per_slice, x.slices_read * x.per_slice, 1, block)
+    if cells is not None and 4 * cells.group_numbers <= VRF_BYTES * cells.row_numbers:
+        return None
+    what = f"scales of blocks of {block[0]} x {block[1]} weights, where "
+    if cells is not None:
+        return f"{what}the {k} inputs are cut into {cells.count} sums"
+    of_heads = f", in heads of {into.head_dim}," if into.heads > 1 else ""
+    return f"{what}pieces of {CHUNK} of the {k} inputs{of_heads} belong to two blocks"
+
+
+def _order_read(value: SSAValue) -> FeatureOrder | None:
+    """The order of an input that comes from attention; None for others, which are plain."""
+    while not isinstance(value.owner, Block):
+        op = value.owner
+        if isinstance(op, paged.AttentionOp):
+            *_, count, head_dim = shape_of(op.y)
+            return heads(count, head_dim, rotary=False)
+        if isinstance(op, Linear | nn.RmsNormOp | nn.EmbeddingOp | dist.AllReduceOp):
+            return None
+        value = op.operands[0]
+    return None
 
 
 def _reason_against_scale(scale: SSAValue) -> str | None:

@@ -35,8 +35,10 @@ from .kernels.linear import (
     TILE_FEATURES,
     MatmulShape,
     Scales,
+    command_suits,
     group_chunks,
     linear,
+    scales_fit,
     shape_of_product,
 )
 from .kernels.linear_groups import product_type
@@ -70,12 +72,14 @@ class ProductKey:
     """Whether slices without features may hold copies of others."""
     groups: int = 1
     """Groups of slices that have `tokens` of their own."""
+    block: tuple[int, int] | None = None
+    """Rows and columns of weights that share a scale, if several scales meet in a sum."""
 
     @property
     def shape(self) -> MatmulShape:
         x = ActivationShape(self.x, self.tokens, groups=self.groups)
         y = ActivationShape(self.out, self.tokens, self.dtype, self.groups)
-        return shape_of_product(x, y, self.weight_dtype, self.may_repeat)
+        return shape_of_product(x, y, self.weight_dtype, self.may_repeat, self.block)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -152,6 +156,8 @@ def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
     slices = [True] if parts > 1 or shape.slices_read == 64 else [False, True]
     for size in tokens:
         for rows in _row_counts(shape.per_slice, stored_bytes, 4):
+            if not scales_fit(shape.cells, rows):
+                continue
             for every in slices:
                 yield MatmulTiling(
                     Role.WEIGHTS,
@@ -183,8 +189,7 @@ def _whole_groups(rows: int) -> int:
 
 def _tokens_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
     chunk_bytes = shape.k_slices // parts * CHUNK_BYTES
-    half = TRF_BYTES // 2 // TILE_FEATURES // chunk_bytes
-    command = min(shape.k_chunks, half)
+    command = _command_chunks(shape, chunk_bytes)
     base = MatmulTiling(
         Role.TOKENS, shape.tokens, TILE_FEATURES, TILE_FEATURES, command, command, parts
     )
@@ -197,6 +202,17 @@ def _tokens_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
         if command * times < shape.k_chunks:
             if TILE_FEATURES * command * times * chunk_stored <= LOAD_BYTES[0]:
                 yield replace(base, load_chunks=command * times)
+
+
+def _command_chunks(shape: MatmulShape, chunk_bytes: int) -> int:
+    """The most chunks of K that a command sums."""
+    half = TRF_BYTES // 2 // TILE_FEATURES // chunk_bytes
+    if shape.cells is None:
+        return min(shape.k_chunks, half)
+    # Main fills the register file, so nothing fills a half of it meanwhile; and the more chunks
+    # a cell has, the fewer sums the vector engine has to multiply.
+    most = min(shape.k_chunks, 2 * half)
+    return max(n for n in range(1, most + 1) if command_suits(shape.cells, n))
 
 
 def _groups_stream(shape: MatmulShape) -> Iterator[MatmulTiling]:
@@ -248,7 +264,7 @@ def _emit_product(emit: Emitter, key: ProductKey, tiling: MatmulTiling) -> None:
     weight, vector, zeros, scale = (Ref(emit.block.insert_arg(hbm, i)) for i in range(4))
     x = emit.activation(key.x, key.tokens, "x", groups=key.groups)
     residual = emit.activation(key.out, key.tokens, "residual", groups=key.groups)
-    product = product_type(tiling)(
+    product = product_type(tiling, blocks=key.block is not None)(
         emit,
         x,
         weight,
@@ -270,6 +286,7 @@ def _scales(emit: Emitter, key: ProductKey, weight: Ref) -> Scales:
         weight,
         number=tokens if "number" in key.scales else None,
         tokens=tokens if "tokens" in key.scales else None,
+        cells=key.shape.cells,
     )
 
 

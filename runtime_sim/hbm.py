@@ -17,6 +17,7 @@ from .. import errors
 from ..backend_rngd.isa.container import Relocation
 from ..backend_rngd.isa.dtypes import DType
 from ..backend_rngd.isa.layout import (
+    BlockScaleLayout,
     Derived,
     Layout,
     RankNumbers,
@@ -189,7 +190,7 @@ FLOAT_TYPES = (ml_dtypes.bfloat16, np.float16, np.float32, ml_dtypes.float8_e8m0
 
 def _as_placed(tensor: Array, layout: Layout, name: str) -> Array:
     """A tensor as its layout takes it: codes and scales as they are stored, the rest as bf16."""
-    if isinstance(layout, ScaleLayout):
+    if isinstance(layout, ScaleLayout | BlockScaleLayout):
         if tensor.dtype not in FLOAT_TYPES:
             problem = f"dtype {tensor.dtype}, the program expects a scale in floats"
             raise errors.parameter_mismatch(name, problem)

@@ -18,6 +18,7 @@ from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.container import Relocation, TensorIo
 from furiosa_llm.backend_rngd.isa.layout import (
     WEIGHT_TYPES,
+    BlockScaleLayout,
     FeatureOrder,
     Layout,
     RowsLayout,
@@ -46,7 +47,7 @@ SLICES = 64
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Of features [N] and of everything (), as stored; of tokens [M], f32."""
+    """Of features [N] or blocks, and of everything (), as stored; of tokens [M], f32."""
 
     weight: Array
     number: Array
@@ -86,7 +87,7 @@ def run_product(
     extra = []
     if scales is not None:
         shape = scales.weight.shape
-        layouts["scale"] = ScaleLayout(order=key.out, per_slice=per_slice, shape=shape, rows=1)
+        layouts["scale"] = _scale_layout(key, shape)
         layouts["number"] = one_number(scales.number.shape)
         tensors |= {"scale": scales.weight, "number": scales.number}
         inputs["tokens"] = np.repeat(scales.tokens[:, None], 2, axis=1)
@@ -137,7 +138,7 @@ def _emit(
     refs: Mapping[str, Ref],
 ) -> None:
     y, zeros = refs["y"], refs["zeros"]
-    product = product_type(tiling)(
+    product = product_type(tiling, blocks=key.block is not None)(
         emit,
         _loaded(emit, refs["x"], key.x, key),
         refs["w"],
@@ -173,6 +174,23 @@ def _scales(emit: Emitter, key: ProductKey, refs: Mapping[str, Ref]) -> Scales:
         refs["scale"],
         number if "number" in key.scales else None,
         tokens if "tokens" in key.scales else None,
+        key.shape.cells,
+    )
+
+
+def _scale_layout(key: ProductKey, shape: tuple[int, ...]) -> Layout:
+    per_slice = features_per_slice(key.out)
+    if key.block is None:
+        return ScaleLayout(order=key.out, per_slice=per_slice, shape=shape, rows=1)
+    return BlockScaleLayout(
+        out=key.out,
+        into=key.x,
+        per_slice=per_slice,
+        k_padded=key.shape.k,
+        parts=key.shape.parts,
+        shape=shape,
+        rows=key.block[0],
+        columns=key.block[1],
     )
 
 

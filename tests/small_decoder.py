@@ -31,13 +31,22 @@ Body = Callable[[Block], list[SSAValue]]
 class Scheme:
     """How a decoder's linear layers are quantised, all of them alike."""
 
-    weights: Literal["tensor", "channel"] = "channel"
+    weights: Literal["tensor", "channel"] | tuple[int, int] = "channel"
+    """What has a scale; rows and columns of a block."""
     inputs: Literal["none", "tensor", "token"] = "none"
     scale_dtype: Attribute = bf16
     rank: int = 2
     """Dims of the scales of channels: [N] or [N, 1]."""
 
+    def block_of(self, weight: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns that share a scale."""
+        if isinstance(self.weights, tuple):
+            return self.weights
+        return (weight[0] if self.weights == "tensor" else 1), weight[1]
+
     def scale_shape(self, weight: tuple[int, ...]) -> tuple[int, ...]:
+        if isinstance(self.weights, tuple):
+            return quant.grid_of((weight[0], weight[1]), *self.weights)
         return () if self.weights == "tensor" else (weight[0], 1)[: self.rank]
 
 
@@ -141,11 +150,16 @@ class Decoder:
     ) -> dict[str, Array]:
         """The weight in codes, and its scales."""
         wide = weights[name].astype(np.float64)
-        dims = 1 if scheme.weights == "channel" else None
+        rows, columns = scheme.block_of(wide.shape)
+        grid = quant.grid_of((wide.shape[0], wide.shape[1]), rows, columns)
         dtype = NUMPY_DTYPES[scheme.scale_dtype]
-        scale = np.abs(wide).max(axis=dims, keepdims=True) / LARGEST_CODE
-        scale = np.asarray(scale, dtype)
-        codes = np.clip(wide / scale.astype(np.float64), -LARGEST_CODE, LARGEST_CODE).astype(CODES)
+        padded = np.zeros((grid[0] * rows, grid[1] * columns))
+        padded[: wide.shape[0], : wide.shape[1]] = np.abs(wide)
+        largest = padded.reshape(grid[0], rows, grid[1], columns).max(axis=(1, 3))
+        scale = np.asarray(largest / LARGEST_CODE, dtype)
+        each = scale.astype(np.float64).repeat(rows, axis=0).repeat(columns, axis=1)
+        each = each[: wide.shape[0], : wide.shape[1]]
+        codes = np.clip(wide / each, -LARGEST_CODE, LARGEST_CODE).astype(CODES)
         found = {name: codes, f"{name}_scale": scale.reshape(self.parameters[f"{name}_scale"])}
         if scheme.inputs == "tensor":
             found[f"{name}_input_scale"] = rng.uniform(0.005, 0.01, 1).astype(np.float32)
@@ -269,9 +283,9 @@ class _ModuleBuilder:
             x_scale = _add(block, quant.DynamicScaleOp(x, group=k), module)
         if x_scale is not None:
             x = _add(block, quant.QuantizeOp(x, x_scale), module)
-        rows = n if scheme.weights == "tensor" else 1
+        rows, columns = scheme.block_of((n, k))
         op = quant.LinearOp(
-            x, w[name], w[f"{name}_scale"], x_scale, bias, rows=rows, columns=k, dtype=bf16
+            x, w[name], w[f"{name}_scale"], x_scale, bias, rows=rows, columns=columns, dtype=bf16
         )
         return _add(block, op, module)
 

@@ -8,6 +8,7 @@ Letters: N rows and K columns of a weight, C features per slice, p position, f f
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -19,14 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .dtypes import DType
 from .rules import SLICES_PER_PE
+from .scale_cells import ScaleCells, cells_of, common_block
 
+CHUNK = 16
+"""Features per slice come in multiples of this, so that a 32 B flit stays in one slice."""
 ROTARY_RUN = 8
 """First-half features that stand together; their rotary partners follow them."""
 KEY_RUN = 8
 """Keys of a sequence that stand together in a slice."""
-CHUNK = 16
-"""Features per slice come in multiples of this, so that a 32 B flit stays in one slice."""
-
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Size = Annotated[int, Field(ge=1, le=1 << 31)]
 
@@ -226,6 +227,105 @@ class ScaleLayout(Table):
         return values.reshape(SLICES_PER_PE, self.per_slice)
 
 
+@functools.lru_cache(maxsize=256)
+def scale_cells(
+    out: FeatureOrder,
+    into: FeatureOrder,
+    per_slice: int,
+    k_padded: int,
+    parts: int,
+    block: tuple[int, int],
+) -> ScaleCells | None:
+    """The cells of a weight that lies as such a `RowsLayout`; None if blocks divide no chunk."""
+    rows = _padded(out.feature_at(), SLICES_PER_PE // parts * per_slice)
+    columns = _padded(into.feature_at(), k_padded)
+    columns = columns.reshape(-1, features_per_slice(into) // CHUNK, CHUNK)
+    return cells_of(rows.reshape(-1, CHUNK), columns, parts, block)
+
+
+MOST_POSITIONS = 1 << 22
+"""Rows or columns of a weight whose scales are those of blocks."""
+
+
+class BlockScaleLayout(Table):
+    """Scales of blocks of `rows` x `columns` weights as f32 [part][slice][C / 16][numbers].
+
+    The weights lie as a `RowsLayout` with the same `out`, `into`, `per_slice`, `k_padded` and
+    `parts`. A group of 16 rows has the numbers of its cells (`scale_cells`), [cell][row] if its
+    rows have scales of their own; what fills the last flit is zero, as scales of padding are.
+    `shape` is that of the stored tensor, which holds the grid of blocks and nothing else.
+    """
+
+    kind: Literal["block_scale"] = "block_scale"
+    out: FeatureOrder
+    into: FeatureOrder
+    per_slice: Size
+    k_padded: Size
+    parts: Size
+    shape: tuple[Size, ...]
+    rows: Size
+    columns: Size
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> BlockScaleLayout:
+        if self.per_slice % CHUNK or self.k_padded % features_per_slice(self.into):
+            raise ValueError("rows and columns are whole chunks of whole slices")
+        slices = self.k_padded // features_per_slice(self.into)
+        if SLICES_PER_PE % self.parts or slices % self.parts:
+            raise ValueError("slices are divided evenly")
+        rows, columns = self.out.positions, max(self.k_padded, self.into.positions)
+        if max(rows, columns, SLICES_PER_PE * self.per_slice) > MOST_POSITIONS:
+            raise ValueError(f"a weight has at most {MOST_POSITIONS} rows and columns")
+        if math.prod(self.shape) != math.prod(self._grid):
+            raise ValueError("there is one number for each block")
+        if self._found is None:
+            raise ValueError("a chunk of K has one scale")
+        return self
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return -(-self.out.features // self.rows), -(-self.into.features // self.columns)
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of what `place` takes."""
+        return self.shape
+
+    @property
+    def cells(self) -> ScaleCells:
+        """How the numbers are dealt to cells."""
+        assert self._found is not None
+        return self._found
+
+    @property
+    def _found(self) -> ScaleCells | None:
+        block = self.rows, self.columns
+        return scale_cells(self.out, self.into, self.per_slice, self.k_padded, self.parts, block)
+
+    @property
+    def bytes(self) -> int:
+        return SLICES_PER_PE * self.per_slice // CHUNK * self.cells.group_numbers * 4
+
+    def place(self, tensor: np.ndarray) -> np.ndarray:
+        """`shape` of any float type -> f32[64, C / 16, numbers]."""
+        cells = self.cells
+        features = _padded(self.out.feature_at(), SLICES_PER_PE // self.parts * self.per_slice)
+        rows = common_block(features.reshape(-1, CHUNK // cells.row_numbers), self.rows)
+        features = _padded(self.into.feature_at(), self.k_padded)
+        of_cell = cells.slices * cells.chunks * CHUNK
+        columns = common_block(features.reshape(-1, of_cell), self.columns)
+        assert rows is not None
+        assert columns is not None
+        grid = tensor.astype(np.float32).reshape(self._grid)
+        padding = (rows[:, None] < 0) | (columns < 0)
+        values = np.where(padding, np.float32(0.0), grid[rows[:, None], columns])
+        values = values.reshape(-1, cells.row_numbers, self.parts, cells.count)
+        placed = np.zeros((self.parts, len(values), cells.group_numbers), np.float32)
+        numbers = values.transpose(2, 0, 3, 1).reshape(self.parts, len(values), -1)
+        placed[..., : numbers.shape[-1]] = numbers
+        return placed.reshape(SLICES_PER_PE, -1, cells.group_numbers)
+
+
 def one_number(shape: tuple[int, ...]) -> ScaleLayout:
     """A tensor of one element for all slices: they get it in 8 bytes."""
     copies = 8 // 4 * SLICES_PER_PE
@@ -256,7 +356,8 @@ class RowTableLayout(Table):
 
 
 Layout = Annotated[
-    RowsLayout | VectorLayout | ScaleLayout | RowTableLayout, Field(discriminator="kind")
+    RowsLayout | VectorLayout | ScaleLayout | BlockScaleLayout | RowTableLayout,
+    Field(discriminator="kind"),
 ]
 
 

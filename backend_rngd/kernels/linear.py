@@ -7,7 +7,7 @@ positions per source slice, so 16 rows of any range of chunks are one run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from xdsl.dialects.builtin import LocationAttr
@@ -16,11 +16,23 @@ from ... import errors
 from ..emitter import Activation, ActivationShape, Emitter, Ref, power_of_two_at_least
 from ..isa.cost import dma_cost
 from ..isa.dtypes import DType
-from ..isa.instructions import Context, Counter, Dma, Fate, Head, Side, Space
-from ..isa.layout import CHUNK
+from ..isa.instructions import (
+    Birth,
+    Context,
+    Counter,
+    Dma,
+    Fate,
+    Head,
+    Reduce,
+    Side,
+    Space,
+    Stream,
+)
+from ..isa.layout import CHUNK, scale_cells
 from ..isa.machine import load_machine
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory, plan_dma
-from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES
+from ..isa.rules import LANES, SLICES_PER_PE, TRF_BYTES, VRF_BYTES
+from ..isa.scale_cells import ScaleCells
 from ..tiling import MatmulTiling, Role
 
 CHUNK_BYTES = 2 * CHUNK
@@ -33,6 +45,8 @@ TILE_FEATURES = 2 * LANES
 NUMBER_BYTES = 8
 """Of a scale that stands alone in data memory."""
 
+PACKET = 32
+"""bf16 elements of a 64 B packet."""
 TURN_BYTES = 8192
 """Weights that a slice gets at a time where only some of the slices get any."""
 
@@ -60,6 +74,8 @@ class MatmulShape:
     """Units of K in a slice of such a group (`token_groups`)..."""
     by_chunk: bool = False
     """...which are chunks."""
+    cells: ScaleCells | None = None
+    """Of scales of blocks."""
 
     @property
     def k(self) -> int:
@@ -74,10 +90,14 @@ class MatmulShape:
 
 
 def shape_of_product(
-    x: ActivationShape, y: ActivationShape, weight_dtype: DType, may_repeat: bool
+    x: ActivationShape,
+    y: ActivationShape,
+    weight_dtype: DType,
+    may_repeat: bool,
+    block: tuple[int, int] | None = None,
 ) -> MatmulShape:
-    """The shape of y = x · wᵀ."""
-    return MatmulShape(
+    """The shape of y = x · wᵀ; rows and columns of w in a `block` share a scale."""
+    shape = MatmulShape(
         tokens=x.tokens,
         per_slice=y.per_slice,
         slices_read=y.slices_read,
@@ -90,6 +110,11 @@ def shape_of_product(
         k_units=x.units,
         by_chunk=x.unit < x.per_slice,
     )
+    if block is None:
+        return shape
+    cells = scale_cells(y.order, x.order, y.per_slice, shape.k, shape.parts, block)
+    assert cells is not None, "others are refused before"
+    return replace(shape, cells=cells)
 
 
 @dataclass(frozen=True)
@@ -97,11 +122,38 @@ class Scales:
     """What turns sums over codes into results, all of it in f32."""
 
     weight: Ref
-    """Of each row of weights, in HBM as `ScaleLayout`."""
+    """Of each row of weights, in HBM as `ScaleLayout`; of blocks, as `BlockScaleLayout`."""
     number: Ref | None = None
     """Of all inputs, in data memory: one number in 8 bytes."""
     tokens: Ref | None = None
     """Of each token, in data memory: 8 bytes each."""
+    cells: ScaleCells | None = None
+    """Of scales of blocks."""
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of a slice's scales of weights from one of its features to the next, on average."""
+        return 4 if self.cells is None else 4 * self.cells.group_numbers // GROUP
+
+    def bytes_before(self, feature: int) -> int:
+        """Bytes of a slice's scales of weights before those of a feature."""
+        if self.cells is None:
+            return 4 * feature
+        group, row = divmod(feature, GROUP)
+        return 4 * (group * self.cells.group_numbers + row * self.cells.per_row)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """f32 numbers of a load's rows in the VRF."""
+
+    vrf: Ref
+    row: int
+    """Bytes from one row's to the next..."""
+    group: int
+    """...and from one group of 16 rows to the next."""
+    cell: int = 0
+    """Bytes from one cell's to the next, if sums of cells have scales of their own."""
 
 
 @dataclass(frozen=True)
@@ -238,8 +290,53 @@ class Product:
         return self.stored_chunk_bytes
 
     def stream_counters(self, chunks: int) -> list[Counter]:
-        """The walk over the positions of a token that the slice holds."""
-        return [Counter(chunks, fate=Fate.MSUM, a=CHUNK_BYTES, trf=self.chunk_bytes)]
+        """The walk over the positions of a token, of all source slices."""
+        return [
+            Counter(chunks, fate=Fate.MSUM, a=CHUNK_BYTES, trf=self.chunk_bytes),
+            self.slice_counter,
+        ]
+
+    @property
+    def slice_counter(self) -> Counter:
+        """The walk over source slices, whose pieces of a chunk stand together."""
+        return Counter(self.k_slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=CHUNK_BYTES)
+
+    def x_counters(self) -> list[Counter]:
+        """The walk over a token's positions that puts them in the register file."""
+        slices = Counter(self.k_slices, birth=Birth.SLICE, slices=1, trf=CHUNK_BYTES)
+        return [Counter(self.k_chunks, a=CHUNK_BYTES, trf=self.chunk_bytes), slices]
+
+    @property
+    def weights_packet(self) -> tuple[Stream, int, int]:
+        """The stream of weights, bytes of the register row that a packet meets, and the tree."""
+        return Stream(PACKET, lookup=self.lookup), 2 * PACKET, PACKET.bit_length() - 1
+
+    def weight_counters(self, chunk_bytes: int, scale_bytes: int) -> list[Counter]:
+        """The walk over a row of loaded weights, whose chunks are so far apart.
+
+        Scales of neighbouring cells, if there are any, are `scale_bytes` apart.
+        """
+        return [
+            Counter(self.k_chunks, fate=Fate.MSUM, a=chunk_bytes, trf=self.chunk_bytes),
+            Counter(
+                self.chunk_bytes // (2 * PACKET),
+                fate=Fate.MSUM,
+                a=self.weight_dtype.bytes_for(PACKET),
+                trf=2 * PACKET,
+            ),
+        ]
+
+    def reduces(self, chunks: int) -> Reduce:
+        """What adds up sums over so many chunks of K when they have been multiplied."""
+        return Reduce.NONE
+
+    def load_numbers(self, source: Ref, rows: int) -> Numbers:
+        """The scales of `rows` rows, from f32 in data memory."""
+        return Numbers(self.emit.load_vrf(source, rows, "scale"), 4, 4 * GROUP)
+
+    def load_tile_scales(self, source: Ref, chunks: tuple[int, int] | None) -> Ref:
+        """The scales of a tile's features."""
+        return self.emit.load_vrf(source, TILE_FEATURES, "scale")
 
     def chunk_offset(self, chunk: int) -> int:
         """Bytes from a token's first position to those of a chunk."""
@@ -251,11 +348,15 @@ class Product:
         return load_vector(self.emit, self.bias, self.y.per_slice)
 
     def load_scale(self) -> Ref:
-        """What each of a slice's features is multiplied by, f32; in copies for the parts of K."""
+        """What the sums of a slice's features are multiplied by, f32.
+
+        The parts of K have copies, but those of blocks have scales of their own.
+        """
         assert self.scales is not None
-        size = 4 * self.y.per_slice
+        size = self.scales.bytes_before(self.y.per_slice)
         dm = self.emit.alloc(Memory.DM, size, "scale")
-        part = self.parts, 0, self.ring * SLICE_ADDRESS_BYTES
+        part_bytes = 0 if self.scales.cells is None else self.ring * size
+        part = self.parts, part_bytes, self.ring * SLICE_ADDRESS_BYTES
         self.emit.dma([part, (self.ring, size, SLICE_ADDRESS_BYTES)], size, self.scales.weight, dm)
         return dm
 
@@ -337,6 +438,10 @@ def _objection(shape: MatmulShape, tiling: MatmulTiling) -> str | None:
         return f"rows and load_rows are 4, 8 or a multiple of {GROUP}"
     if max(t.load_chunks, t.command_chunks) > shape.k_chunks:
         return f"K has {shape.k_chunks} chunks"
+    if t.role == Role.WEIGHTS and not scales_fit(shape.cells, t.load_rows):
+        return f"scales of {t.load_rows} rows do not fit the vector register file"
+    if shape.cells is not None and not command_suits(shape.cells, t.command_chunks):
+        return f"scales are those of {shape.cells.chunks} chunks of K"
     chunk_bytes = shape.k_slices // parts * CHUNK_BYTES
     if t.role == Role.WEIGHTS:
         if t.command_chunks != shape.k_chunks or t.load_chunks != shape.k_chunks:
@@ -358,6 +463,20 @@ def _objection(shape: MatmulShape, tiling: MatmulTiling) -> str | None:
     if t.load_chunks < shape.k_chunks and t.load_rows != TILE_FEATURES:
         return f"a load of some chunks of K has load_rows={TILE_FEATURES}"
     return None
+
+
+def scales_fit(cells: ScaleCells | None, rows: int) -> bool:
+    """Whether the VRF holds the scales of the cells of so many rows, which are loaded at once."""
+    if cells is None or (rows < GROUP and cells.per_row):
+        return 4 * rows * (cells.count if cells else 1) <= VRF_BYTES
+    groups = max(1, rows // GROUP)
+    return 4 * groups * cells.group_numbers <= VRF_BYTES // (1 if groups == 1 else 2)
+
+
+def command_suits(cells: ScaleCells, chunks: int) -> bool:
+    """Whether a tokens-stream command can sum so many chunks of K, cell by cell."""
+    numbers = 4 * GROUP * cells.slice_cells * cells.of_chunks(chunks)
+    return cells.suits(chunks) and (not cells.per_row or numbers <= VRF_BYTES)
 
 
 def _objection_in_groups(shape: MatmulShape, t: MatmulTiling) -> str | None:

@@ -19,6 +19,7 @@ from ..isa.rules import SLICES_PER_PE
 from ..tiling import MatmulTiling
 from ..token_groups import group_loop
 from .linear import CHUNK_BYTES, GROUP, TILE_FEATURES, Product
+from .linear_blocks import BlockProduct
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,12 @@ class GroupedProduct(Product):
     def stream_counters(self, chunks: int) -> list[Counter]:
         x, unit_row = self.x, self.k_slices * CHUNK_BYTES
         if self._by_units:
-            return [Counter(chunks, fate=Fate.MSUM, a=x.unit_bytes, trf=unit_row)]
+            units = Counter(chunks, fate=Fate.MSUM, a=x.unit_bytes, trf=unit_row)
+            return [units, self.slice_counter]
         return [
             Counter(chunks, fate=Fate.MSUM, a=CHUNK_BYTES, trf=self.chunk_bytes),
             Counter(x.units, fate=Fate.MSUM, a=x.unit_bytes, trf=unit_row),
+            self.slice_counter,
         ]
 
     def chunk_offset(self, chunk: int) -> int:
@@ -163,8 +166,11 @@ def can_join(y: Activation) -> bool:
     return y.groups > 1 and 2 * y.slices_used == y.ring
 
 
-def product_type(tiling: MatmulTiling) -> type[Product]:
-    """The kind of product that a tiling cuts."""
+def product_type(tiling: MatmulTiling, *, blocks: bool) -> type[Product]:
+    """The kind of product that a tiling cuts; with `blocks` its weights have scales of blocks."""
+    if blocks:
+        assert tiling.groups == 1, "such products have no groups"
+        return BlockProduct
     return GroupedProduct if tiling.groups > 1 else Product
 
 

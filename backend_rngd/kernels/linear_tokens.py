@@ -73,9 +73,8 @@ class Tile:
         """Where the tile stands in an activation."""
         return self.moved(y.place(self.number * TILE_FEATURES), y.dtype.bytes_for(1))
 
-    def of_vector(self, vector: Ref, dtype: DType = DType.BF16) -> Ref:
-        """Where it stands in values of the slice's features."""
-        size = dtype.bytes_for(1)
+    def of_vector(self, vector: Ref, size: int = 2) -> Ref:
+        """Where it stands in values of the slice's features, of `size` bytes each."""
         return self.moved(vector.at(self.number * TILE_FEATURES * size), size)
 
 
@@ -221,12 +220,16 @@ def _rows_to_stream(p: Product) -> Rows:
 
 @dataclass(frozen=True)
 class Operand:
-    """What the vector engine does to f32 sums with numbers in the VRF, 16 features in a row."""
+    """What the vector engine does to f32 sums with numbers in the VRF."""
 
     op: VectorOp
     vrf: Ref
-    per_token: bool
-    """Whether each token has a row of its own."""
+    feature_bytes: int = 4
+    """From a feature's to the next; 0 if all 16 have the same."""
+    token_bytes: int = 0
+    """From a token's to the next."""
+    reduce: Reduce = Reduce.NONE
+    """What adds up the results of several sums."""
 
 
 class TokensStream:
@@ -248,8 +251,8 @@ class TokensStream:
                 self.token_scales = self.emit.load_vrf(
                     product.scales.tokens, 2 * product.x.tokens, "token_scales"
                 )
-        self._scaled: tuple[Tile, Operand] | None = None
-        """The last tile's multiplication."""
+        self._loaded: tuple[Tile, tuple[int, int] | None, Ref] | None = None
+        """The scales in the VRF: of a tile and all chunks, or of some."""
 
     def tile(self, tile: Tile) -> None:
         """Compute the tile's features of y."""
@@ -334,15 +337,25 @@ class TokensStream:
         else:
             self._combine(partial, place)
 
-    def _multiplied(self, tile: Tile) -> Operand | None:
-        """What the tile's sums are multiplied by, in one place for all commands of the tile."""
-        if self.scale is None:
+    def _multiplied(self, tile: Tile, chunks: tuple[int, int]) -> Operand | None:
+        """What sums over (first, count) chunks of the tile are multiplied by.
+
+        It is in one place for all commands of the tile, unless rows have scales of their own for
+        their parts of K: then each command has a place.
+        """
+        scales = self.p.scales
+        if self.scale is None or scales is None:
             return None
-        if self._scaled is None or self._scaled[0] is not tile:
-            place = tile.of_vector(self.scale, DType.F32)
-            vrf = self.emit.load_vrf(place, TILE_FEATURES, "scale")
-            self._scaled = tile, Operand(MULTIPLY_VRF, vrf, per_token=False)
-        return self._scaled[1]
+        cells = scales.cells
+        own = chunks if cells is not None and cells.per_row else None
+        if self._loaded is None or self._loaded[:2] != (tile, own):
+            place = tile.of_vector(self.scale, scales.feature_bytes)
+            self._loaded = tile, own, self.p.load_tile_scales(place, own)
+        vrf = self._loaded[2]
+        reduce = self.p.reduces(chunks[1])
+        if cells is None or cells.per_row:
+            return Operand(MULTIPLY_VRF, vrf, reduce=reduce)
+        return Operand(MULTIPLY_VRF, vrf.at(chunks[0] // cells.chunks * 4), 0, reduce=reduce)
 
     def _product(self, tile: Tile, chunks: tuple[int, int]) -> Write:
         return lambda place: self._multiply(tile, chunks, place, DType.F32, SLOT_ROW_BYTES)
@@ -403,7 +416,7 @@ class TokensStream:
     def _multiply(
         self, tile: Tile, chunks: tuple[int, int], out: Ref, dtype: DType, out_row_bytes: int
     ) -> None:
-        trf, operand = self._fill(tile, *chunks), self._multiplied(tile)
+        trf, operand = self._fill(tile, *chunks), self._multiplied(tile, chunks)
         self._multiply_tokens(chunks, trf, (0, self.p.x.tokens), out, dtype, out_row_bytes, operand)
 
     def _multiply_and_add(self, tile: Tile, chunks: tuple[int, int]) -> None:
@@ -416,7 +429,7 @@ class TokensStream:
         for first in range(0, y.tokens, step):
             count = min(step, y.tokens - first)
             vrf = self._addends_in_vrf(residual.at(first * x.row_bytes), x.row_bytes, count)
-            add = Operand(ADD_VRF, vrf, per_token=True)
+            add = Operand(ADD_VRF, vrf, token_bytes=SLOT_ROW_BYTES)
             place = out.at(first * y.row_bytes)
             self._multiply_tokens(chunks, trf, (first, count), place, y.dtype, y.row_bytes, add)
 
@@ -451,9 +464,10 @@ class TokensStream:
         p = self.p
         first, count = chunks
         size = dtype.bytes_for(1)
-        after = Vector((operand.op,), vrf_lane=4) if operand else Vector()
-        vrf_bytes = 4 if operand else 0
-        token_bytes = TILE_FEATURES * 4 if operand and operand.per_token else 0
+        after, vrf_bytes, token_bytes = Vector(), 0, 0
+        if operand is not None:
+            vrf_bytes, token_bytes = operand.feature_bytes, operand.token_bytes
+            after = Vector((operand.op,), reduce=operand.reduce, vrf_lane=vrf_bytes)
         self.emit.exec(
             Context.MAIN,
             [
@@ -464,7 +478,6 @@ class TokensStream:
                     commit=out_row_bytes,
                 ),
                 *p.stream_counters(count),
-                Counter(p.k_slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=CHUNK_BYTES),
                 Counter(
                     TILE_FEATURES // LANES,
                     birth=Birth.REUSE,

@@ -33,11 +33,9 @@ from ..isa.instructions import (
 )
 from ..isa.plan import Memory
 from ..isa.rules import LANES, SLICES_PER_PE, TRANSPOSER_ROWS, TRF_BYTES
-from .linear import CHUNK_BYTES, GROUP, Product, load_vector
+from .linear import CHUNK_BYTES, GROUP, Numbers, Product, load_vector
 from .rescale import ADD_VRF, MULTIPLY_VRF, feature_scales, rescale, widened
 
-PACKET = 32
-"""bf16 elements of a 64 B packet."""
 LOOP_COMMANDS = 300
 """Commands of one product beyond which its loads are repeated instead of written out."""
 BODY_COMMANDS = 64
@@ -110,18 +108,28 @@ class _WeightsStream:
             out = self._f32_rows("partial_sums")
         for row, rows, at, own in self._loads(t.load_rows, out):
             weights = p.load(row, rows, 0, p.k_chunks)
-            if self.scale is not None and own is not None:
-                own = self.emit.load_vrf(own, rows, "scale")
+            numbers = self._numbers(own, rows)
             for group in self.groups:
                 trf = self.kept[self.groups.index(group)] if self.kept else self._fill(group)
                 for first in range(0, rows, t.rows):
-                    self._multiply(group, weights, rows, first, trf, at, own)
+                    self._multiply(group, weights, rows, first, trf, at, numbers)
         if p.parts > 1:
             self._combine(out, sums)
         if self._rescaled:
             assert p.scales is not None
             wide = widened(self.emit, bias, p.y.per_slice) if bias is not None else None
             rescale(p, sums, p.scales.tokens, wide)
+
+    def _numbers(self, own: Ref | None, rows: int) -> Numbers | None:
+        """Those of a load's features, in the VRF: biases are there for the whole product."""
+        if own is None or self.scale is None:
+            return Numbers(own, 4, 4 * GROUP) if own is not None else None
+        return self.p.load_numbers(own, rows)
+
+    def _number_bytes(self, feature: int) -> int:
+        """Bytes of scales or biases before those of a slice's feature."""
+        scales = self.p.scales
+        return 4 * feature if scales is None else scales.bytes_before(feature)
 
     @property
     def _rescaled(self) -> bool:
@@ -163,7 +171,7 @@ class _WeightsStream:
                 self.p.weight_row(first),
                 rows,
                 out.at(first * size),
-                numbers.at(first * 4) if numbers else None,
+                numbers.at(self._number_bytes(first)) if numbers else None,
             )
 
         if turns > 1:
@@ -175,7 +183,7 @@ class _WeightsStream:
                         row.moved(turn, step * self.p.stored_row_bytes),
                         rows,
                         at.moved(turn, step * size),
-                        own.moved(turn, step * 4) if own else None,
+                        own.moved(turn, self._number_bytes(step)) if own else None,
                     )
         for number in range(turns * body if turns > 1 else 0, whole):
             yield load(number, load_rows)
@@ -190,14 +198,12 @@ class _WeightsStream:
         p = self.p
         trf = self.emit.trf(self._fill_bytes(group))
         row_bytes = p.x.row_bytes
-        slices = Counter(p.k_slices, birth=Birth.SLICE, slices=1, trf=CHUNK_BYTES)
         self.emit.exec(
             Context.SUB,
             [
                 Counter(group.rows, a=group.lanes * row_bytes, trf=p.row_bytes),
                 Counter(group.valid, a=row_bytes, lanes=1),
-                Counter(p.k_chunks, a=CHUNK_BYTES, trf=p.chunk_bytes),
-                slices,
+                *p.x_counters(),
             ],
             Stream(CHUNK_BYTES // 2),
             a=p.x.ref.at(group.first * row_bytes),
@@ -216,7 +222,7 @@ class _WeightsStream:
         first: int,
         trf: Ref,
         out: Ref,
-        numbers: Ref | None,
+        numbers: Numbers | None,
     ) -> None:
         """Rows from `first` of `loaded` ones, as many as one command takes.
 
@@ -228,20 +234,22 @@ class _WeightsStream:
         rows = min(p.tiling.rows, loaded - first)
         number, row = divmod(first, GROUP)
         own, group_bytes = min(rows, GROUP), min(loaded, GROUP) * p.stored_row_bytes
-        step = MULTIPLY_VRF if self.scale is not None else ADD_VRF
-        vrf_bytes = 4 if numbers else 0
+        if numbers is None:
+            vector = Vector()
+        elif self.scale is None:
+            vector = Vector((ADD_VRF,))
+        else:
+            vector = Vector((MULTIPLY_VRF,), reduce=p.reduces(p.k_chunks))
+        of_row, of_group, of_cell = (
+            (numbers.row, numbers.group, numbers.cell) if numbers else (0, 0, 0)
+        )
+        stream, trf_read, depth = p.weights_packet
         self.emit.exec(
             Context.MAIN,
             [
-                Counter(rows // own, a=group_bytes, vrf=own * vrf_bytes, commit=own * size),
-                Counter(own, a=p.stored_chunk_bytes, vrf=vrf_bytes, commit=size),
-                Counter(p.k_chunks, fate=Fate.MSUM, a=group_bytes // p.k_chunks, trf=p.chunk_bytes),
-                Counter(
-                    p.chunk_bytes // (2 * PACKET),
-                    fate=Fate.MSUM,
-                    a=p.weight_dtype.bytes_for(PACKET),
-                    trf=2 * PACKET,
-                ),
+                Counter(rows // own, a=group_bytes, vrf=of_group, commit=own * size),
+                Counter(own, a=p.stored_chunk_bytes, vrf=of_row, commit=size),
+                *p.weight_counters(group_bytes // p.k_chunks, of_cell),
                 Counter(
                     group.rows,
                     birth=Birth.REUSE,
@@ -249,15 +257,15 @@ class _WeightsStream:
                     commit=group.lanes * row_bytes,
                 ),
             ],
-            Stream(PACKET, lookup=p.lookup),
+            stream,
             a=weights.at(number * group_bytes + row * p.stored_chunk_bytes),
             dtype=p.weight_dtype,
             trf=trf,
-            vrf=numbers.at(first * 4) if numbers else None,
+            vrf=numbers.vrf.at(number * of_group + row * of_row) if numbers else None,
             out=out.at(group.first * row_bytes + first * size),
             out_dtype=dtype,
-            contraction=Contraction(lanes=group.lanes),
-            vector=Vector((step,) if numbers else ()),
+            contraction=Contraction(lanes=group.lanes, trf_read=trf_read, depth=depth),
+            vector=vector,
             commit=Commit(
                 lanes=group.valid,
                 lane_stride=row_bytes,

@@ -40,7 +40,7 @@ def feature_scales(product: Product) -> Ref:
     weight = product.load_scale()
     if scales.number is None:
         return weight
-    count = product.y.units * product.y.unit
+    count = scales.bytes_before(product.y.units * product.y.unit) // 4
     both = emit.alloc(Memory.DM, 4 * count, "scale")
     emit.exec(
         Context.SUB,

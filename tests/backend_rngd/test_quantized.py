@@ -22,8 +22,7 @@ from one_function import OneFunction, Scope
 from small_decoder import Decoder, Scheme
 from value_cases import normal, rows_of
 from xdsl.context import Context
-from xdsl.dialects import test
-from xdsl.dialects.builtin import IntegerAttr, bf16, f16, f32, i64
+from xdsl.dialects.builtin import bf16, f16, f32
 from xdsl.ir import SSAValue
 
 from furiosa_llm.backend_rngd.isa.container import Program
@@ -32,7 +31,6 @@ from furiosa_llm.backend_rngd.isa.layout import RowsLayout
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.errors import CompileError, SimulationFault
 from furiosa_llm.ir import nn, quant, quant_semantics
-from furiosa_llm.ir.types import tensor
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device
 
@@ -50,6 +48,25 @@ CASES = {
     "prefill in parts": Case(Decoder(Bucket.prefill(1, 380), layers=2, scheme=CHANNEL), (371,)),
     "heads in rotary order": Case(
         Decoder(Bucket.prefill(1, 24), heads=9, kv_heads=3, head_dim=64, scheme=TENSOR), (24,)
+    ),
+    "blocks, ragged decode": Case(
+        Decoder(Bucket.decode(4, 100), hidden=80, head_dim=16, bias=True, scheme=Scheme((32, 16))),
+        (100, 1, 37, 64),
+    ),
+    "blocks of heads, prefill": Case(
+        Decoder(
+            Bucket.prefill(1, 380),
+            hidden=288,
+            heads=5,
+            head_dim=64,
+            kv_heads=1,
+            scheme=Scheme((128, 128), scale_dtype=f32),
+        ),
+        (371,),
+    ),
+    "groups of a row": Case(
+        Decoder(Bucket.prefill(2, 24), hidden=96, heads=4, head_dim=32, scheme=Scheme((1, 32))),
+        (20, 11),
     ),
 }
 
@@ -261,17 +278,21 @@ def test_a_weight_of_another_type_is_refused() -> None:
         assert fault.value.code == "SIM021"
 
 
-def test_scales_of_blocks_are_refused_by_name() -> None:
-    decoder = Decoder(Bucket.decode(1, 8), layers=1, scheme=CHANNEL)
-    module = decoder.module()
-    linear = next(op for op in module.walk() if isinstance(op, quant.LinearOp))
-    scale = test.TestOp(result_types=[tensor((1, 3), f32)])
-    block = linear.parent_block()
-    assert block is not None
-    block.insert_op_before(scale, linear)
-    linear.operands[2] = scale.results[0]
-    linear.rows, linear.columns = IntegerAttr(72, i64), IntegerAttr(24, i64)
-    with pytest.raises(CompileError, match="blocks of 72 x 24") as caught:
-        TilePass.for_bucket(decoder.bucket).apply(Context(), module)
+@pytest.mark.parametrize(
+    ("head_dim", "columns", "problem"),
+    [
+        (16, 24, "attn.q (quant.linear): scales of blocks of 72 x 24 weights, where pieces of 16"),
+        (12, 16, "attn.o (quant.linear): scales of blocks of 72 x 16 weights, where pieces of 16"),
+    ],
+)
+def test_blocks_that_no_sum_divides_are_refused_by_name(
+    head_dim: int, columns: int, problem: str
+) -> None:
+    decoder = Decoder(
+        Bucket.decode(1, 8), layers=1, head_dim=head_dim, scheme=Scheme((72, columns))
+    )
+    with pytest.raises(CompileError, match="belong to two blocks") as caught:
+        TilePass.for_bucket(decoder.bucket).apply(Context(), decoder.module())
     assert caught.value.code == "BCK001"
-    assert "attn.q" in str(caught.value)
+    assert problem in str(caught.value)
+    assert ("in heads of 12" in str(caught.value)) == (head_dim == 12)

@@ -48,6 +48,11 @@ CASES = {
         ),
         (384,),
     ),
+    # The slices of a group cannot hold the queries in equal parts: attention is not grouped.
+    "heads that groups do not divide": Case(
+        Decoder(Bucket.prefill(1, 256), hidden=256, heads=5, kv_heads=1, head_dim=64, layers=1),
+        (250,),
+    ),
 }
 
 
