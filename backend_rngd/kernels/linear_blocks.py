@@ -2,7 +2,7 @@
 
 A command sums each cell of K (`isa.scale_cells`) in the contraction, in f32; the vector engine
 multiplies that sum by the cell's scale and its reducer adds the cells. So K is walked cell by cell:
-whole source slices, or some chunks of each. In the register file K stands in its own order.
+whole source slices, or some chunks of each.
 """
 
 from __future__ import annotations
@@ -42,11 +42,21 @@ class BlockProduct(Product):
         return self.scales.cells
 
     def fill_counters(self, chunks: int) -> list[Counter]:
-        slice_bytes = chunks * CHUNK_BYTES
+        of_chunk, of_slice = self._in_file(chunks)
         return [
-            Counter(chunks, a=GROUP * self.stored_chunk_bytes, trf=CHUNK_BYTES),
-            Counter(self.k_slices, a=self.stored_piece_bytes, trf=slice_bytes),
+            Counter(chunks, a=GROUP * self.stored_chunk_bytes, trf=of_chunk),
+            Counter(self.k_slices, a=self.stored_piece_bytes, trf=of_slice),
         ]
+
+    def _in_file(self, chunks: int) -> tuple[int, int]:
+        """Bytes from one chunk of K to the next in the register file, and from slice to slice.
+
+        What is summed innermost are neighbours there: only then two packets of 32 B are multiplied
+        at once.
+        """
+        if self.cells.slices > 1:
+            return self.chunk_bytes, CHUNK_BYTES
+        return CHUNK_BYTES, chunks * CHUNK_BYTES
 
     def x_counters(self) -> list[Counter]:
         slice_bytes = self.k_chunks * CHUNK_BYTES
@@ -101,7 +111,7 @@ class BlockProduct(Product):
 
     def stream_counters(self, chunks: int) -> list[Counter]:
         cells = self.cells
-        chunk_cells, slice_bytes = cells.of_chunks(chunks), chunks * CHUNK_BYTES
+        chunk_cells, (of_chunk, of_slice) = cells.of_chunks(chunks), self._in_file(chunks)
         # Scales of rows are loaded for the command, others for the tile.
         scale_bytes = 4 * cells.row_numbers
         stored = chunk_cells if cells.per_row else cells.chunk_cells
@@ -112,18 +122,18 @@ class BlockProduct(Product):
                 birth=Birth.SLICE,
                 fate=Fate.VSUM,
                 slices=cells.slices,
-                trf=cells.slices * slice_bytes,
+                trf=cells.slices * of_slice,
                 vrf=stored * scale_bytes,
             ),
             Counter(
                 chunk_cells,
                 fate=Fate.VSUM,
                 a=of_cell * CHUNK_BYTES,
-                trf=of_cell * CHUNK_BYTES,
+                trf=of_cell * of_chunk,
                 vrf=scale_bytes,
             ),
-            Counter(of_cell, fate=Fate.MSUM, a=CHUNK_BYTES, trf=CHUNK_BYTES),
-            Counter(cells.slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=slice_bytes),
+            Counter(of_cell, fate=Fate.MSUM, a=CHUNK_BYTES, trf=of_chunk),
+            Counter(cells.slices, birth=Birth.SLICE, fate=Fate.MSUM, slices=1, trf=of_slice),
         ]
 
     def load_tile_scales(self, source: Ref, chunks: tuple[int, int] | None) -> Ref:
