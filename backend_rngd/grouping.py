@@ -14,7 +14,7 @@ from .isa.rules import SLICES_PER_PE
 from .kernels.attention_tiling import dealt_run
 from .kernels.cache import collects_in_groups
 from .kernels.rope import rotates_in_groups
-from .lower_quant import block_of
+from .lower_quant import block_of, group_of
 from .supported import is_scalar
 from .token_groups import GROUPS, divides, unit_positions
 from .value_uses import before_codes
@@ -53,7 +53,7 @@ def _suits(
                 return False
             return divides(order(op.x), RING) and _holds(op.y, order(op.y), own)
         case quant.DynamicScaleOp():
-            return _slices_used(order(op.x)) % RING == 0
+            return group_of(op.y) is None and _fills(order(op.x))
         case quant.QuantizeOp() | quant.DequantizeOp():
             return True
         case nn.RmsNormOp():
@@ -83,6 +83,14 @@ def _suits(
 
 def _slices_used(order: FeatureOrder) -> int:
     return -(-order.positions // features_per_slice(order))
+
+
+def _fills(order: FeatureOrder) -> bool:
+    """Whether each slice of a group has units of its own, equally many."""
+    if not divides(order, RING):
+        return False
+    units = features_per_slice(order) // unit_positions(order, RING)
+    return _slices_used(order) * units % RING == 0
 
 
 def _holds(value: SSAValue, order: FeatureOrder, own: set[Operation]) -> bool:

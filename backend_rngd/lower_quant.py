@@ -28,7 +28,15 @@ from .isa.layout import (
 from .isa.rules import VRF_BYTES
 from .kernels.largest import Comparison
 from .kernels.linear import Scales
-from .kernels.quantize import InputScale, dequantize, looked_up, quantize, token_scales
+from .kernels.quantize import (
+    InputScale,
+    dequantize,
+    group_scales,
+    has_groups,
+    looked_up,
+    quantize,
+    token_scales,
+)
 from .kernels.rescale import load_number
 from .tiling_search import ProductKey
 from .value_uses import Linear
@@ -48,7 +56,7 @@ def scale_names(op: Linear) -> frozenset[str]:
     """Names of the `Scales` that the product has."""
     if not isinstance(op, quant.LinearOp):
         return frozenset()
-    if op.x_scale is None:
+    if op.x_scale is None or group_of(op.x_scale):
         return frozenset({"weight"})
     return frozenset({"weight", "tokens" if is_computed(op.x_scale) else "number"})
 
@@ -87,9 +95,21 @@ def measured_by(scale: SSAValue) -> quant.DynamicScaleOp | None:
     return owner if isinstance(owner, quant.DynamicScaleOp) else None
 
 
+def group_of(scale: SSAValue) -> int | None:
+    """The neighbours of a token that share a scale, if a token has several."""
+    if not isinstance(scale.owner, quant.DynamicScaleOp):
+        return None
+    group = scale.owner.group.value.data
+    return group if group < shape_of(scale.owner.x)[-1] else None
+
+
 @dataclass
 class ChunkScales:
-    """The scales of a chunk's activations: numbers are loaded once, others are computed."""
+    """The scales of a chunk's activations: numbers are loaded once, others are computed.
+
+    Codes that share scales in groups inside a token are multiplied by them at once: sums over
+    several groups have no scale of their own. So such codes stand for what they mean, in bf16.
+    """
 
     emit: Emitter
     parameter: Callable[[SSAValue, Layout], Ref]
@@ -99,8 +119,10 @@ class ChunkScales:
     """How many tokens have a scale of their own."""
 
     def compute(self, op: quant.DynamicScaleOp, x: Activation) -> None:
-        """The scale of each token."""
-        self.known[op.y] = token_scales(self.emit, x)
+        """The scale of each token, or of each group in a token."""
+        group = group_of(op.y)
+        scale = group_scales(self.emit, x, group) if group else token_scales(self.emit, x)
+        self.known[op.y] = scale
         self.tokens[op.y] = x.tokens
 
     def compare(self, op: dist.AllReduceOp) -> None:
@@ -120,9 +142,12 @@ class ChunkScales:
 
     def apply(self, op: quant.QuantizeOp | quant.DequantizeOp, x: Activation) -> Activation:
         """The operator's result; codes are bytes for a cache, bf16 numbers for all else."""
+        grouped, scale = group_of(op.scale) is not None, self.of(op.scale)
         if isinstance(op, quant.DequantizeOp):
-            return dequantize(self.emit, x, self.of(op.scale))
-        codes = quantize(self.emit, x, self.of(op.scale))
+            return x if grouped else dequantize(self.emit, x, scale)
+        codes = quantize(self.emit, x, scale)
+        if grouped:
+            return dequantize(self.emit, codes, scale)
         return codes if is_for_cache(op) else looked_up(self.emit, codes)
 
     def of_product(self, op: Linear, key: ProductKey, y: Activation) -> Scales | None:
@@ -131,7 +156,7 @@ class ChunkScales:
             return None
         weight = self.parameter(op.w_scale, _scale_layout(op, key, y.per_slice))
         cells = key.shape.cells
-        if op.x_scale is None:
+        if op.x_scale is None or group_of(op.x_scale):
             return Scales(weight, cells=cells)
         scale = self.of(op.x_scale)
         if scale.per_token:
@@ -161,12 +186,14 @@ def reason_against(op: quant.LinearOp | Quantizing) -> str | None:
         case quant.LinearOp():
             reason = _reason_against_blocks(op)
             if reason is None and op.x_scale is not None:
-                reason = _reason_against_scale(op.x_scale)
+                reason = _reason_against_scale(op.x_scale, op.x)
             return reason
         case quant.DynamicScaleOp():
-            return _reason_against_scale(op.y)
+            return _reason_against_groups(op)
+        case quant.QuantizeOp():
+            return _reason_against_scale(op.scale, op.y)
         case _:
-            return _reason_against_scale(op.scale)
+            return _reason_against_scale(op.scale, op.codes)
 
 
 def _reason_against_blocks(op: quant.LinearOp) -> str | None:
@@ -198,9 +225,21 @@ def _order_read(value: SSAValue) -> FeatureOrder | None:
     return None
 
 
-def _reason_against_scale(scale: SSAValue) -> str | None:
-    measured = measured_by(scale)
-    if measured is not None:
-        group, k = measured.group.value.data, shape_of(measured.x)[-1]
-        return None if group == k else f"scales of groups of {group} inputs"
-    return None if math.prod(shape_of(scale)) == 1 else "stored scales of several inputs"
+def _reason_against_scale(scale: SSAValue, codes: SSAValue) -> str | None:
+    measured, made = measured_by(scale), codes.owner
+    if measured is None:
+        return None if math.prod(shape_of(scale)) == 1 else "stored scales of several inputs"
+    if group_of(measured.y) and scale is not measured.y:
+        return "scales of groups that lie across ranks"
+    if group_of(scale) and not (isinstance(made, quant.QuantizeOp) and made.scale is scale):
+        return "codes in groups that were made by other scales"
+    return None
+
+
+def _reason_against_groups(op: quant.DynamicScaleOp) -> str | None:
+    """Why no slices could find the scales of groups of an activation."""
+    group, order = group_of(op.y), _order_read(op.x) or plain(shape_of(op.x)[-1])
+    if group is None or has_groups(order, group):
+        return None
+    per_slice = features_per_slice(order)
+    return f"scales of groups of {group} inputs, of which a slice holds {per_slice}"

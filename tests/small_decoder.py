@@ -33,7 +33,9 @@ class Scheme:
 
     weights: Literal["tensor", "channel"] | tuple[int, int] = "channel"
     """What has a scale; rows and columns of a block."""
-    inputs: Literal["none", "tensor", "token"] = "none"
+    inputs: Literal["none", "tensor", "token", "group"] = "none"
+    group: int = 0
+    """Neighbours of a token that share a scale."""
     scale_dtype: Attribute = bf16
     rank: int = 2
     """Dims of the scales of channels: [N] or [N, 1]."""
@@ -279,8 +281,9 @@ class _ModuleBuilder:
             return _add(block, nn.LinearOp(x, w[name], bias), module)
         n, k = shape_of(w[name])
         x_scale = w.get(f"{name}_input_scale")
-        if scheme.inputs == "token":
-            x_scale = _add(block, quant.DynamicScaleOp(x, group=k), module)
+        if scheme.inputs in ("token", "group"):
+            group = scheme.group or k
+            x_scale = _add(block, quant.DynamicScaleOp(x, group=group), module)
         if x_scale is not None:
             x = _add(block, quant.QuantizeOp(x, x_scale), module)
         rows, columns = scheme.block_of((n, k))

@@ -326,10 +326,15 @@ class BlockScaleLayout(Table):
         return placed.reshape(SLICES_PER_PE, -1, cells.group_numbers)
 
 
+NUMBER_STRIDE_BYTES = 256
+"""Between the copies of a number for two slices: neighbours would be read from one HBM channel."""
+
+
 def one_number(shape: tuple[int, ...]) -> ScaleLayout:
-    """A tensor of one element for all slices: they get it in 8 bytes."""
-    copies = 8 // 4 * SLICES_PER_PE
-    return ScaleLayout(order=plain(copies), per_slice=8 // 4, shape=shape, rows=copies)
+    """A tensor of one element, for each slice a copy at a multiple of `NUMBER_STRIDE_BYTES`."""
+    per_slice = NUMBER_STRIDE_BYTES // 4
+    copies = per_slice * SLICES_PER_PE
+    return ScaleLayout(order=plain(copies), per_slice=per_slice, shape=shape, rows=copies)
 
 
 class RowTableLayout(Table):

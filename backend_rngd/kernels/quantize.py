@@ -6,12 +6,14 @@ lookup table of the main context gives.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..emitter import Activation, Emitter, Ref, bits
 from ..isa.dtypes import DType
 from ..isa.instructions import (
     Alu,
+    Birth,
     Commit,
     Context,
     Counter,
@@ -22,11 +24,13 @@ from ..isa.instructions import (
     Reduce,
     Source,
     Stream,
+    Switch,
+    Topology,
     Vector,
     VectorOp,
 )
-from ..isa.layout import CHUNK
-from ..isa.plan import Memory
+from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE, VRF_BYTES
 from .linear import NUMBER_BYTES
 
@@ -42,22 +46,64 @@ MAGNITUDE = 0x7FFFFFFF
 
 @dataclass(frozen=True)
 class InputScale:
-    """f32 in data memory, each in 8 bytes: one for each token, or one number."""
+    """f32 in data memory, each in 8 bytes: some for each token, or one number."""
 
     ref: Ref
     per_token: bool
+    parts: int = 1
+    """A token's numbers in a slice, for as many equal runs of its positions there."""
 
 
 def token_scales(emit: Emitter, x: Activation) -> InputScale:
     """max |x| / 448 of each token: in every slice that holds a part of it."""
-    maxima = emit.alloc(Memory.DM, x.tokens * NUMBER_BYTES, "magnitudes")
+    maxima = _magnitudes(emit, x, 1)
+    return InputScale(_divided(emit, maxima, x.tokens, x.ring), per_token=True)
+
+
+def group_scales(emit: Emitter, x: Activation, group: int) -> InputScale:
+    """max |x| / 448 of each `group` neighbours of a token, in the slices that hold them."""
+    parts, ring = group_cut(x.order, group)
+    maxima = _magnitudes(emit, x, parts)
+    if parts == 1:
+        return InputScale(_divided(emit, maxima, x.tokens, ring), per_token=True)
+    if ring == 1:
+        scales = _divided(emit, maxima, x.tokens * parts, 1)
+        return InputScale(scales, per_token=True, parts=parts)
+    scales = _straddling(emit, x, maxima, group // CHUNK, ring)
+    return InputScale(scales, per_token=True, parts=parts)
+
+
+def group_cut(order: FeatureOrder, group: int) -> tuple[int, int]:
+    """Runs of a slice's positions that have a scale each, and neighbouring slices that share them.
+
+    Either groups are whole parts of a slice, or whole slices are parts of a group; or else the
+    runs are chunks, and the slices are as many as hold whole groups together.
+    """
+    per_slice = features_per_slice(order)
+    ring = group // math.gcd(per_slice, group)
+    if ring == 1:
+        return per_slice // group, 1
+    return (1 if group % per_slice == 0 else per_slice // CHUNK), ring
+
+
+def has_groups(order: FeatureOrder, group: int) -> bool:
+    """Whether the slices that share groups can exchange them: positions are features, in chunks."""
+    _, ring = group_cut(order, group)
+    dense = order.positions == order.features and not order.rotary
+    return dense and group % CHUNK == 0 and ring & (ring - 1) == 0 and ring <= SLICES_PER_PE
+
+
+def _magnitudes(emit: Emitter, x: Activation, parts: int) -> Ref:
+    """max |x| of each token and part of a slice's positions, in 8 bytes; of the slices in use."""
+    maxima = emit.alloc(Memory.DM, x.tokens * parts * NUMBER_BYTES, "magnitudes")
     unused = x.groups == 1 and x.slices_used < SLICES_PER_PE
+    part_bytes = x.row_bytes // parts
     emit.exec(
         Context.MAIN,
         [
-            Counter(x.tokens, a=x.row_bytes, commit=NUMBER_BYTES),
+            Counter(x.tokens * parts, a=part_bytes, commit=NUMBER_BYTES),
             Counter(x.units, fate=Fate.VSUM, a=x.unit_bytes),
-            Counter(x.row_bytes // (2 * RUN), fate=Fate.VSUM, a=2 * RUN),
+            Counter(part_bytes // (2 * RUN), fate=Fate.VSUM, a=2 * RUN),
         ],
         Stream(RUN, cast=DType.F32),
         a=x.ref,
@@ -73,27 +119,103 @@ def token_scales(emit: Emitter, x: Activation) -> InputScale:
         ),
         commit=Commit(columns=2, column_stride=4),
     )
-    scales = emit.alloc(Memory.DM, x.tokens * NUMBER_BYTES, "token_scales")
+    return maxima
+
+
+TO_SCALE = (
+    VectorOp(Alu.FP_DIV, Op.DIV, y=Source.IMM0),
+    VectorOp(Alu.CLIP_MAX, Op.MAX, y=Source.IMM1),
+)
+"""A magnitude to a scale."""
+TO_SCALE_NUMBERS = bits(LARGEST_CODE), bits(LEAST_SCALE), 0
+
+
+def _divided(emit: Emitter, maxima: Ref, count: int, slices: int) -> Ref:
+    """Scales of the largest of as many slices' magnitudes."""
+    scales = emit.alloc(Memory.DM, count * NUMBER_BYTES, "input_scales")
     emit.exec(
         Context.MAIN,
-        [Counter(x.tokens, a=NUMBER_BYTES, commit=NUMBER_BYTES)],
+        [Counter(count, a=NUMBER_BYTES, commit=NUMBER_BYTES)],
         Stream(NUMBER_BYTES // 4),
         a=maxima,
         dtype=DType.F32,
         out=scales,
         vector=Vector(
-            (
-                VectorOp(Alu.FP_DIV, Op.DIV, y=Source.IMM0),
-                VectorOp(Alu.CLIP_MAX, Op.MAX, y=Source.IMM1),
-            ),
-            imm=(bits(LARGEST_CODE), bits(LEAST_SCALE), 0),
-            slice_reduce=Reduce.MAX,
-            slice_group=x.ring,
-            slice_placement=Placement.FIRST,
+            TO_SCALE,
+            imm=TO_SCALE_NUMBERS,
+            slice_reduce=Reduce.MAX if slices > 1 else Reduce.NONE,
+            slice_group=slices,
+            slice_placement=Placement.FIRST if slices > 1 else Placement.LAST,
         ),
         commit=Commit(columns=NUMBER_BYTES // 4, column_stride=4),
     )
-    return InputScale(scales, per_token=True)
+    return scales
+
+
+def _straddling(emit: Emitter, x: Activation, maxima: Ref, chunks: int, ring: int) -> Ref:
+    """The scale of each chunk, where groups of `chunks` begin inside slices.
+
+    The slices of a ring tell each other their chunks' magnitudes, all of them find the groups'
+    scales, and each takes those of its own chunks.
+    """
+    own, of_ring = x.per_slice // CHUNK, ring * x.per_slice // CHUNK
+    own_bytes, ring_bytes = own * NUMBER_BYTES, of_ring * NUMBER_BYTES
+    number, alone = Stream(NUMBER_BYTES // 4), Commit(columns=NUMBER_BYTES // 4, column_stride=4)
+    told = emit.alloc(Memory.DM, x.tokens * ring_bytes, "magnitudes")
+    emit.exec(
+        Context.SUB,
+        [
+            Counter(x.tokens, a=own_bytes, commit=ring_bytes),
+            Counter(own, a=NUMBER_BYTES, commit=NUMBER_BYTES),
+            Counter(ring, birth=Birth.SLICE, slices=1, commit=own_bytes),
+        ],
+        number,
+        a=maxima,
+        dtype=DType.F32,
+        out=told,
+        switch=Switch(Topology.BROADCAST01, ring),
+        commit=alone,
+    )
+    groups = of_ring // chunks
+    found = emit.alloc(Memory.DM, x.tokens * groups * NUMBER_BYTES, "group_scales")
+    emit.exec(
+        Context.MAIN,
+        [
+            Counter(x.tokens * groups, a=chunks * NUMBER_BYTES, commit=NUMBER_BYTES),
+            Counter(chunks, fate=Fate.VSUM, a=NUMBER_BYTES),
+        ],
+        number,
+        a=told,
+        dtype=DType.F32,
+        out=found,
+        vector=Vector(TO_SCALE, imm=TO_SCALE_NUMBERS, reduce=Reduce.MAX),
+        commit=alone,
+    )
+    spread = emit.alloc(Memory.DM, x.tokens * ring_bytes, "group_scales")
+    emit.exec(
+        Context.SUB,
+        [
+            Counter(x.tokens * groups, a=NUMBER_BYTES, commit=chunks * NUMBER_BYTES),
+            Counter(chunks, commit=NUMBER_BYTES),
+        ],
+        number,
+        a=found,
+        dtype=DType.F32,
+        out=spread,
+        commit=alone,
+    )
+    scales = emit.alloc(Memory.DM, x.tokens * own_bytes, "input_scales")
+    emit.dma(
+        [
+            (SLICES_PER_PE // ring, ring * SLICE_ADDRESS_BYTES, ring * SLICE_ADDRESS_BYTES),
+            (ring, SLICE_ADDRESS_BYTES + own_bytes, SLICE_ADDRESS_BYTES),
+            (x.tokens, ring_bytes, own_bytes),
+        ],
+        own_bytes,
+        spread,
+        scales,
+    )
+    return scales
 
 
 def quantize(emit: Emitter, x: Activation, scale: InputScale) -> Activation:
@@ -121,7 +243,7 @@ def looked_up(emit: Emitter, codes: Activation) -> Activation:
 
 
 def dequantize(emit: Emitter, codes: Activation, scale: InputScale) -> Activation:
-    """codes · scale, rounded once to bf16."""
+    """codes · scale, rounded once to bf16; codes are bytes or bf16 numbers."""
     multiply = VectorOp(Alu.MUL0, Op.MUL, y=Source.VRF)
     return _scaled(emit, codes, scale, multiply, "dequantized", DType.BF16)
 
@@ -131,21 +253,29 @@ def _scaled(
 ) -> Activation:
     """x and its scales as the operands of `op`, in f32 and rounded once to `dtype`."""
     y = emit.activation(x.order, x.tokens, label, dtype, x.groups)
-    at_a_time = VRF_BYTES // 2 // NUMBER_BYTES if scale.per_token else x.tokens
-    step = NUMBER_BYTES if scale.per_token else 0
+    parts, step = scale.parts, scale.parts * NUMBER_BYTES if scale.per_token else 0
+    at_a_time = max(1, VRF_BYTES // 2 // step) if scale.per_token else x.tokens
+    part = x.unit // parts
     for first in range(0, x.tokens, at_a_time):
         count = min(at_a_time, x.tokens - first)
-        numbers = (count if scale.per_token else 1) * NUMBER_BYTES // 4
+        numbers = (count * step or NUMBER_BYTES) // 4
         vrf = emit.load_vrf(scale.ref.at(first * step), numbers, "input_scales")
         emit.exec(
             Context.MAIN,
             [
                 Counter(count, a=x.row_bytes, vrf=step, commit=y.row_bytes),
                 Counter(x.units, a=x.unit_bytes, commit=y.unit_bytes),
-                Counter(x.unit // RUN, a=2 * RUN, commit=dtype.bytes_for(RUN)),
+                Counter(
+                    parts,
+                    a=x.dtype.bytes_for(part),
+                    vrf=NUMBER_BYTES,
+                    commit=dtype.bytes_for(part),
+                ),
+                Counter(part // RUN, a=x.dtype.bytes_for(RUN), commit=dtype.bytes_for(RUN)),
             ],
             Stream(RUN, cast=DType.F32),
             a=x.ref.at(first * x.row_bytes),
+            dtype=x.dtype,
             vrf=vrf,
             out=y.ref.at(first * y.row_bytes),
             out_dtype=dtype,

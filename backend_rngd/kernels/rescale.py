@@ -21,8 +21,9 @@ from ..isa.instructions import (
     Vector,
     VectorOp,
 )
-from ..isa.plan import Memory
-from ..isa.rules import VRF_BYTES
+from ..isa.layout import NUMBER_STRIDE_BYTES
+from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
+from ..isa.rules import SLICES_PER_PE, VRF_BYTES
 from .linear import NUMBER_BYTES, Product
 
 ADD_VRF = VectorOp(Alu.FMA, Op.ADD, y=Source.VRF)
@@ -59,7 +60,8 @@ def feature_scales(product: Product) -> Ref:
 def load_number(emit: Emitter, number: Ref) -> Ref:
     """A parameter of one element, in HBM as `one_number`, in the slices' data memory."""
     dm = emit.alloc(Memory.DM, NUMBER_BYTES, "number")
-    emit.load_slices(number, dm, NUMBER_BYTES)
+    loop = SLICES_PER_PE, NUMBER_STRIDE_BYTES, SLICE_ADDRESS_BYTES
+    emit.dma([loop], NUMBER_BYTES, number, dm)
     return dm
 
 

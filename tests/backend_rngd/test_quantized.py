@@ -16,7 +16,7 @@ import pytest
 import torch
 from decoder_cases import INPUTS_BOUND, Case, check, simulated
 from error_bounds import Approx
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from one_function import OneFunction, Scope
 from small_decoder import Decoder, Scheme
@@ -27,7 +27,8 @@ from xdsl.ir import SSAValue
 
 from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.instructions import Control, Dma
-from furiosa_llm.backend_rngd.isa.layout import RowsLayout
+from furiosa_llm.backend_rngd.isa.layout import RowsLayout, plain
+from furiosa_llm.backend_rngd.kernels.quantize import has_groups
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.errors import CompileError, SimulationFault
 from furiosa_llm.ir import nn, quant, quant_semantics
@@ -77,6 +78,7 @@ def test_logits_agree_with_the_interpreter(name: str) -> None:
 
 
 STATIC, DYNAMIC = Scheme("tensor", "tensor"), Scheme("channel", "token")
+GROUPS = Scheme("channel", "group", group=16)
 CODES_CASES = {
     "static, ragged decode": Case(
         Decoder(Bucket.decode(4, 100), bias=True, scheme=STATIC), (100, 1, 37, 64)
@@ -84,6 +86,12 @@ CODES_CASES = {
     "static, prefill in parts": Case(Decoder(Bucket.prefill(1, 380), scheme=STATIC), (371,)),
     "dynamic, one token": Case(Decoder(Bucket.decode(1, 40), scheme=DYNAMIC), (33,)),
     "dynamic, prefill": Case(Decoder(Bucket.prefill(2, 24), bias=True, scheme=DYNAMIC), (20, 11)),
+    "groups of 16": Case(
+        Decoder(
+            Bucket.prefill(2, 24), hidden=96, heads=6, head_dim=16, feed_forward=160, scheme=GROUPS
+        ),
+        (20, 11),
+    ),
     "dynamic, heads in few slices": Case(
         Decoder(Bucket.prefill(1, 24), heads=9, kv_heads=3, head_dim=64, scheme=DYNAMIC), (24,)
     ),
@@ -111,30 +119,43 @@ tokens = st.sampled_from(
     ]
 )
 sources = st.sampled_from(["stored", "computed"])
+WIDEST_IDENTITY = 1200
+"""What a function gives goes through a product with the identity, which takes time."""
+groups = st.sampled_from([16, 32, 64, 80, 128, 256])
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows of bf16 numbers, and how they become codes: by a stored number, or by each row's own."""
+    """Rows of bf16 numbers, and how they become codes: by a stored number, or by each group's own.
+
+    A group is a row, or some neighbours in it.
+    """
 
     x: Array
     number: float | None
+    group: int
 
     @staticmethod
-    def random(rng: np.random.Generator, rows: int, width: int, source: str) -> Inputs:
+    def random(
+        rng: np.random.Generator, rows: int, width: int, source: str, group: int | None = None
+    ) -> Inputs:
         """Some of the rows are zero, some are too large for the number, one is tiny."""
         x = normal(rng, rows, width) * np.exp2(rng.integers(-9, 9, (rows, 1)))
+        if group is not None:
+            x *= np.exp2(rng.integers(-5, 5, (rows, width // group))).repeat(group, axis=1)
         x[rng.integers(rows)] = 0.0
         x[rng.integers(rows)] *= 2.0**-60
-        return Inputs(x, 0.0136 if source == "stored" else None)
+        return Inputs(x, 0.0136 if source == "stored" else None, group or width)
 
     @property
     def scale(self) -> Array:
-        """f32 [rows, 1]."""
+        """f32 [rows, K]: what each code is multiplied by."""
         if self.number is not None:
-            return np.full((len(self.x), 1), self.number, np.float32)
-        largest: Array = np.abs(self.x).max(axis=1, keepdims=True).astype(np.float32)
-        return largest / np.float32(448.0)
+            return np.full(self.x.shape, self.number, np.float32)
+        by_group = np.abs(self.x).reshape(len(self.x), -1, self.group)
+        largest = by_group.max(axis=2).astype(np.float32) / np.float32(448.0)
+        spread: Array = largest.repeat(self.group, axis=1)
+        return spread
 
     @property
     def codes(self) -> Array:
@@ -150,7 +171,7 @@ class Inputs:
         """Codes and their scale."""
         scale = f.weights.get("scale")
         if scale is None:
-            scale = f.add(quant.DynamicScaleOp(f.x[0], group=self.x.shape[1]))
+            scale = f.add(quant.DynamicScaleOp(f.x[0], group=self.group))
         return f.add(quant.QuantizeOp(f.x[0], scale)), scale
 
 
@@ -168,6 +189,41 @@ def test_codes_and_what_they_mean_are_those_of_the_reference(
     found = OneFunction(*where, [inputs.x], body, inputs.parameters).run()
     expected = (inputs.codes * inputs.scale).astype(np.float32).astype(ml_dtypes.bfloat16)
     assert (found == expected.astype(np.float32)).all()
+
+
+@settings(max_examples=10)
+@given(where=tokens, group=groups, count=st.integers(2, 24), seed=st.integers(0, 999))
+@example(where=(Bucket.decode(1, 8), (5,)), group=128, count=40, seed=0).via("begin in slices")
+@example(where=(Bucket.prefill(2, 37), (37, 20)), group=128, count=112, seed=0).via("and wider")
+def test_codes_in_groups(
+    where: tuple[Bucket, tuple[int, ...]], group: int, count: int, seed: int
+) -> None:
+    """Groups are parts of a row: what their codes mean stands in bf16, and is multiplied so."""
+    rng = np.random.default_rng(seed)
+    width = group * count
+    assume(has_groups(plain(width), group))
+    inputs = Inputs.random(rng, rows_of(*where), width, "computed", group)
+    weights = {
+        "w": normal(rng, 40, width).astype(ml_dtypes.float8_e4m3fn),
+        "w_scale": rng.uniform(0.01, 0.1, 40).astype(np.float16),
+    }
+
+    def meaning(f: Scope) -> SSAValue:
+        return f.add(quant.DequantizeOp(*inputs.emit(f)))
+
+    def product(f: Scope) -> SSAValue:
+        x, scale = inputs.emit(f)
+        w, w_scale = f.weights["w"], f.weights["w_scale"]
+        op = quant.LinearOp(x, w, w_scale, scale, rows=1, columns=width, dtype=bf16)
+        return f.add(op)
+
+    wide = (inputs.codes * inputs.scale).astype(np.float32).astype(ml_dtypes.bfloat16)
+    if width <= WIDEST_IDENTITY:
+        found = OneFunction(*where, [inputs.x], meaning).run()
+        assert (found == wide.astype(np.float32)).all()
+    scaling = [weights["w_scale"].astype(np.float64)[None]]
+    exact = Approx.exact(wide).scaled_linear(weights["w"].astype(np.float64), scaling, 1)
+    exact.check_bf16(OneFunction(*where, [inputs.x], product, weights).run())
 
 
 @settings(max_examples=12)
@@ -213,7 +269,8 @@ def test_products_of_codes(
         turned = nn.RopeOp(split, f.positions, inv_freq=zero, attention_scaling=1.0)
         return f.joined(f.swapped(f.add(turned)))
 
-    scaling = [weights["w_scale"].astype(np.float64)[None], inputs.scale.astype(np.float64)]
+    rescaled = inputs.scale[:, :1].astype(np.float64)
+    scaling = [weights["w_scale"].astype(np.float64)[None], rescaled]
     addends = [weights["bias"]] if bias else []
     codes = Approx.exact(inputs.codes)
     expected = codes.scaled_linear(weights["w"].astype(np.float64), scaling, 2, *addends)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from furiosa_llm.backend_rngd.isa.layout import (
     CHUNK,
+    NUMBER_STRIDE_BYTES,
     FeatureOrder,
     KeyIndex,
     RopeTable,
@@ -139,7 +140,7 @@ def test_scales_stand_at_the_features_that_they_are_for(
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_one_number_stands_in_every_slice(shape: tuple[int, ...]) -> None:
     placed = one_number(shape).place(np.full(shape, 0.375, np.float16))
-    assert placed.shape == (64, 2)
+    assert placed.shape == (64, NUMBER_STRIDE_BYTES // 4)
     assert (placed == 0.375).all()
 
 
