@@ -73,6 +73,18 @@ CASES = {
     "a stored number": Case(
         Decoder(Bucket.decode(4, 50), bias=True, scheme=STATIC), (50, 7, 12, 1)
     ),
+    # 192 features between products: blocks become halves on 2 and 8 ranks, quarters on 4.
+    "blocks": Case(
+        Decoder(
+            Bucket.decode(3, 50),
+            heads=8,
+            head_dim=32,
+            hidden=96,
+            feed_forward=192,
+            scheme=Scheme((64, 64)),
+        ),
+        (50, 7, 12),
+    ),
     "weights alone": Case(Decoder(Bucket.prefill(1, 24), bias=True, scheme=CHANNEL), (24,)),
 }
 
