@@ -353,3 +353,40 @@ def test_blocks_that_no_sum_divides_are_refused_by_name(
     assert caught.value.code == "BCK001"
     assert problem in str(caught.value)
     assert ("in heads of 12" in str(caught.value)) == (head_dim == 12)
+
+
+WITH_GROUPS = Decoder(
+    Bucket.decode(1, 8),
+    hidden=96,
+    heads=6,
+    head_dim=16,
+    feed_forward=192,
+    layers=1,
+    scheme=GROUPS,
+)
+
+
+def test_groups_that_no_ring_of_slices_holds_are_refused_by_name() -> None:
+    decoder = replace(WITH_GROUPS, scheme=replace(GROUPS, group=48))
+    with pytest.raises(
+        CompileError, match="groups of 48 inputs, of which a slice holds 16"
+    ) as caught:
+        decoder.program()
+    assert caught.value.code == "BCK001"
+    assert "attn.q" in str(caught.value)
+
+
+def test_codes_of_groups_are_multiplied_by_the_scales_that_made_them() -> None:
+    """Anything else would need sums over each group."""
+    module = WITH_GROUPS.module()
+    linear = next(op for op in module.walk() if isinstance(op, quant.LinearOp))
+    made = linear.x.owner
+    assert isinstance(made, quant.QuantizeOp)
+    other = quant.DynamicScaleOp(made.x, group=GROUPS.group)
+    block = linear.parent_block()
+    assert block is not None
+    block.insert_op_before(other, linear)
+    linear.operands[3] = other.y
+    with pytest.raises(CompileError, match="made by other scales") as caught:
+        TilePass.for_bucket(WITH_GROUPS.bucket).apply(Context(), module)
+    assert caught.value.code == "BCK001"
