@@ -59,8 +59,9 @@ from .kernels.attention import CacheScales, Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache, write_joined
 from .kernels.exchange import AllReduce, Piece, Summand, pieces, put
-from .kernels.linear import Product, check_tiling, linear
+from .kernels.linear import Product, linear
 from .kernels.linear_groups import JoinedProduct, can_join, product_type
+from .kernels.linear_limits import check_tiling
 from .kernels.linear_tokens import gated
 from .kernels.norm import rms_norm
 from .kernels.rope import load_angles, rope

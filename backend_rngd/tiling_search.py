@@ -35,13 +35,11 @@ from .kernels.linear import (
     TILE_FEATURES,
     MatmulShape,
     Scales,
-    command_suits,
-    group_chunks,
     linear,
-    scales_fit,
     shape_of_product,
 )
 from .kernels.linear_groups import product_type
+from .kernels.linear_limits import command_suits, group_chunks, scales_fit
 from .rngd import AllocOp, ArriveOp, BufferType, DmaOp, ExecOp, RepeatOp, TilingOp, WorkOp
 from .tiling import Cycles, MatmulTiling, Role
 
@@ -156,7 +154,7 @@ def _weights_stream(shape: MatmulShape, parts: int) -> Iterator[MatmulTiling]:
     slices = [True] if parts > 1 or shape.slices_read == 64 else [False, True]
     for size in tokens:
         for rows in _row_counts(shape.per_slice, stored_bytes, 4):
-            if not scales_fit(shape.cells, rows):
+            if shape.cells is not None and not scales_fit(shape.cells, rows):
                 continue
             for every in slices:
                 yield MatmulTiling(

@@ -128,6 +128,31 @@ def test_every_candidate_gives_the_product(name: str) -> None:
         Case(key, tiling).check()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 4, "load_rows": 4, "run_per_row": True},
+        {"rows": 4, "load_rows": 16},
+        {"rows": 8, "load_rows": 8, "tokens": 2},
+    ],
+)
+@pytest.mark.parametrize("block", [(128, 128), (1, 64)])
+def test_pinned_variants_of_the_weights_stream(
+    block: tuple[int, int], change: dict[str, Any]
+) -> None:
+    key = product(plain(1500), plain(1600), 5, block, bias=True)
+    tiling = MatmulTiling(Role.WEIGHTS, 5, 16, 16, key.shape.k_chunks, key.shape.k_chunks)
+    Case(key, replace(tiling, **change)).check()
+
+
+def test_a_product_of_very_many_tiles_is_a_loop() -> None:
+    for block in ((64, 32), (1, 32)):
+        key = product(plain(64), plain(64 * 16 * 165), 3, block, dtype=DType.F32)
+        for role in Role:
+            tiling = next(t for t in candidates(key.shape) if t.role == role)
+            Case(key, replace(tiling, rows=16, load_rows=16)).check()
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     k=st.integers(1, 4000),

@@ -19,7 +19,7 @@ from furiosa_llm.backend_rngd.isa.instructions import Exec
 from furiosa_llm.backend_rngd.isa.layout import heads, plain
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.plan import Memory
-from furiosa_llm.backend_rngd.kernels.linear import _objection, check_tiling, group_chunks
+from furiosa_llm.backend_rngd.kernels.linear_limits import _objection, check_tiling, group_chunks
 from furiosa_llm.backend_rngd.rngd import BufferType, TilingOp
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.backend_rngd.tiling import (
@@ -174,6 +174,28 @@ def test_a_pin_that_does_not_suit_groups_of_slices_is_refused(change: dict[str, 
     check_tiling(key.shape, good, "mlp.down")
     with pytest.raises(CompileError) as caught:
         check_tiling(key.shape, replace(good, **change), "mlp.down")
+    assert caught.value.code == "BCK006"
+
+
+@pytest.mark.parametrize(
+    ("block", "change", "problem"),
+    [
+        ((1, 16), {"load_rows": 16}, "vector register file"),
+        ((128, 128), {"load_rows": 256}, "vector register file"),
+        ((64, 48), {"role": Role.TOKENS, "command_chunks": 2, "load_chunks": 2}, "3 chunks of K"),
+    ],
+)
+def test_a_pin_that_does_not_suit_scales_of_blocks_is_refused(
+    block: tuple[int, int], change: dict[str, Any], problem: str
+) -> None:
+    """Slices hold six chunks of K, of which blocks of 48 have three."""
+    key = ProductKey(plain(6144), plain(16384), 4, weight_dtype=DType.F8E4M3, block=block)
+    good = MatmulTiling(Role.WEIGHTS, 1, 4, 4, 6, 6)
+    check_tiling(key.shape, good, "mlp.up")
+    tokens = 4 if "role" in change else 1
+    pin = replace(good, tokens=tokens, rows=16, **{"load_rows": 16, **change})
+    with pytest.raises(CompileError, match=problem) as caught:
+        check_tiling(key.shape, pin, "mlp.up")
     assert caught.value.code == "BCK006"
 
 
