@@ -25,6 +25,7 @@ from ..runtime_sim.pipeline_timing import PipelineTiming, time_stages
 from ..runtime_sim.timing import ProgramTiming, time_program
 from . import schema
 from .ledger import LEDGER_FILE, Ledger
+from .other_weights import check_other_weights
 from .schema import ArtifactDescription, Manifest, RuntimeConfig, Sharding
 
 HASH_CHUNK_BYTES = 1 << 20
@@ -123,11 +124,15 @@ class Artifact:
     def parameters(self, weights_from: Path | None = None) -> BoundParameters:
         """A source of parameters by name: the artifact's own, or those of another directory.
 
-        Nothing is read before a tensor is asked for.
-        Raises: RUN006 without weights, ART007, CKP001 to CKP005 and CKP007.
+        Nothing is read before a tensor is asked for, but codes and scales of another directory.
+        Raises: RUN006 without weights, ART007, CKP001 to CKP005 and CKP007; for another directory
+        QNT003, QNT005 and QNT011, too.
         """
         checkpoint = self._checkpoint(weights_from)
-        return bind_parameters(self._declared(), checkpoint, self.manifest.tied)
+        bound = bind_parameters(self._declared(), checkpoint, self.manifest.tied)
+        if weights_from is not None:
+            check_other_weights(bound)
+        return bound
 
     def has_file(self, name: str) -> bool:
         return name in self.manifest.files

@@ -35,3 +35,30 @@ def sequence_inputs(
         found["block_table"][row, :length] = own
         found["lengths"][row] = length
     return found
+
+
+def prefill_inputs(tokens: Sequence[int], width: int) -> dict[str, Array]:
+    count = len(tokens)
+    inputs = {
+        "input_ids": np.zeros((1, width), np.int32),
+        "position_ids": np.ones((1, width), np.int32),
+        "slot_mapping": np.zeros((1, width), np.int32),
+        "block_table": np.zeros((1, width), np.int32),
+        "lengths": np.array([count], np.int32),
+    }
+    inputs["input_ids"][0, :count] = tokens
+    inputs["position_ids"][0, :count] = np.arange(count)
+    inputs["slot_mapping"][0, :count] = inputs["block_table"][0, :count] = np.arange(1, count + 1)
+    return inputs
+
+
+def decode_inputs(token: int, length: int, width: int) -> dict[str, Array]:
+    table = np.zeros((1, width), np.int32)
+    table[0, :length] = np.arange(1, length + 1)
+    return {
+        "input_ids": np.array([[token]], np.int32),
+        "position_ids": np.array([[length - 1]], np.int32),
+        "slot_mapping": np.array([[length]], np.int32),
+        "block_table": table,
+        "lengths": np.array([length], np.int32),
+    }

@@ -6,6 +6,7 @@ form of Gaudi 2, whose bits mean the same. Both occur in files that say e4m3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -56,21 +57,27 @@ def check_codes(quantization: Quantization, checkpoint: Checkpoint) -> dict[str,
     Raises: QNT011 with all weights that hold codes which are no numbers.
     """
     stored = [linear for linear in quantization.linears if linear.codes_are_stored]
-    facts = {
-        linear.weight: _facts_in(checkpoint, checkpoint.tensors[linear.weight]) for linear in stored
-    }
-    problems = [
-        f"`{linear.weight}` has {facts[linear.weight].no_numbers} codes that are no numbers"
-        f"{_explanation(linear.storage)}"
-        for linear in stored
-        if facts[linear.weight].no_numbers
-    ]
-    if problems:
-        raise errors.codes_are_no_numbers(checkpoint.path, problems)
+    facts = check_numbers(checkpoint, {linear.weight: linear.storage for linear in stored})
     e4m3 = [linear.weight for linear in stored if linear.storage == "e4m3"]
     if e4m3 and all(facts[weight].largest <= SHORT_RANGE for weight in e4m3):
         return dict.fromkeys(e4m3, REMARK)
     return {}
+
+
+def check_numbers(checkpoint: Checkpoint, weights: Mapping[str, Storage]) -> dict[str, CodeFacts]:
+    """What is known of each of these tensors' codes.
+
+    Raises: QNT011 with all tensors that hold codes which are no numbers.
+    """
+    facts = {name: _facts_in(checkpoint, checkpoint.tensors[name]) for name in weights}
+    problems = [
+        f"`{name}` has {facts[name].no_numbers} codes that are no numbers{_explanation(storage)}"
+        for name, storage in weights.items()
+        if facts[name].no_numbers
+    ]
+    if problems:
+        raise errors.codes_are_no_numbers(checkpoint.path, problems)
+    return facts
 
 
 def _facts_in(checkpoint: Checkpoint, info: TensorInfo) -> CodeFacts:

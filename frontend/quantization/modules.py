@@ -73,14 +73,17 @@ class Modules:
     @cached_property
     def scales(self) -> frozenset[str]:
         """Names of all tensors that are scales by their name."""
-        return frozenset(
-            name for name in self.tensors if name.rpartition(".")[2].endswith(SCALE_SUFFIXES)
-        )
+        return frozenset(filter(is_scale, self.tensors))
 
 
 def _by_number(module: str) -> list[tuple[int, str]]:
     """Sorts `layers.2` before `layers.10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in module.split(".")]
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor of a quantised checkpoint is a scale, by its name."""
+    return name.rpartition(".")[2].endswith(SCALE_SUFFIXES)
 
 
 def is_quantized(info: TensorInfo) -> bool:

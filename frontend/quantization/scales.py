@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ def multipliers(scale: ScaleTensor, read: ReadScale) -> NDArray[np.float32]:
 
 def check_scale_values(quantization: Quantization, path: str, read: ReadScale) -> None:
     """Read every scale once. Raises: QNT005 with all that are not finite and positive."""
-    problems = []
-    for scale in described_scales(quantization).values():
-        problem = _problem(multipliers(scale, read))
-        if problem:
-            problems.append(f"`{scale.name}` {problem}")
+    scales = described_scales(quantization)
+    check_multipliers(path, ((name, multipliers(scale, read)) for name, scale in scales.items()))
+
+
+def check_multipliers(path: str, scales: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+    """Raises: QNT005 with the names of all that hold a number which is not finite and positive."""
+    problems = [f"`{name}` {problem}" for name, values in scales if (problem := _problem(values))]
     if problems:
         raise errors.bad_scale_values(path, problems)
 

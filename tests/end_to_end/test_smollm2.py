@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sequences import decode_inputs, prefill_inputs
 from token_equality import EagerReference, greedy_tokens, rms
 
 from furiosa_llm import LLM
@@ -108,33 +108,6 @@ def test_teacher_forced_logits_err_no_more_than_eager(
         ratio = rms(np.stack(found) - exact) / rms(rounded - exact)
         print(f"{name}: {ratio:.2f} x eager bf16's RMS error")
         assert ratio <= ERROR_RATIO
-
-
-def prefill_inputs(tokens: Sequence[int], width: int) -> dict[str, Array]:
-    count = len(tokens)
-    inputs = {
-        "input_ids": np.zeros((1, width), np.int32),
-        "position_ids": np.ones((1, width), np.int32),
-        "slot_mapping": np.zeros((1, width), np.int32),
-        "block_table": np.zeros((1, width), np.int32),
-        "lengths": np.array([count], np.int32),
-    }
-    inputs["input_ids"][0, :count] = tokens
-    inputs["position_ids"][0, :count] = np.arange(count)
-    inputs["slot_mapping"][0, :count] = inputs["block_table"][0, :count] = np.arange(1, count + 1)
-    return inputs
-
-
-def decode_inputs(token: int, length: int, width: int) -> dict[str, Array]:
-    table = np.zeros((1, width), np.int32)
-    table[0, :length] = np.arange(1, length + 1)
-    return {
-        "input_ids": np.array([[token]], np.int32),
-        "position_ids": np.array([[length - 1]], np.int32),
-        "slot_mapping": np.array([[length]], np.int32),
-        "block_table": table,
-        "lengths": np.array([length], np.int32),
-    }
 
 
 def test_the_head_works_on_one_row_only(demo_artifact: Path) -> None:

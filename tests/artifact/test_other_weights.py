@@ -1,0 +1,63 @@
+"""What `--weights-from DIR` demands of the weights of a quantised model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import pytest
+from memory_checkpoint import MemoryCheckpoint
+
+from furiosa_llm.artifact.other_weights import check_other_weights
+from furiosa_llm.errors import CompileError
+from furiosa_llm.frontend.checkpoint import Array
+from furiosa_llm.frontend.parameters import ParameterSpec, bind_parameters
+
+BF16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
+CODES = np.dtype(ml_dtypes.float8_e4m3fn)
+WEIGHT, SCALE, NORM = "up_proj.weight", "up_proj.weight_scale", "norm.weight"
+GIVEN: Mapping[str, Array] = {
+    WEIGHT: np.full((2, 3), 1.5, CODES),
+    SCALE: np.full((2, 1), 0.125, BF16),
+    NORM: np.ones(3, BF16),
+}
+SPECS = [ParameterSpec(name, array.shape, array.dtype) for name, array in GIVEN.items()]
+
+
+def check(changes: Mapping[str, Array], specs: list[ParameterSpec] = SPECS) -> None:
+    check_other_weights(bind_parameters(specs, MemoryCheckpoint({**GIVEN, **changes})))
+
+
+def test_weights_of_the_build_fit() -> None:
+    check({})
+
+
+def test_other_types_fit_where_every_value_is_the_same() -> None:
+    check({SCALE: np.full((2, 1), 0.125, F32), NORM: np.full(3, 1.5, np.float16)})
+
+
+UNFIT: Mapping[str, tuple[Mapping[str, Array], str, str]] = {
+    "a rounded scale": ({SCALE: np.full((2, 1), 0.1, F32)}, "CKP005", "`up_proj.weight_scale` is"),
+    "a rounded weight": ({NORM: np.full(3, 0.1, F32)}, "CKP005", "`norm.weight` is stored as"),
+    "zero": ({SCALE: np.zeros((2, 1), BF16)}, "QNT005", "`up_proj.weight_scale` is zero"),
+    "NaN": ({SCALE: np.full((2, 1), np.nan, BF16)}, "QNT005", "`up_proj.weight_scale` is nan"),
+    "a NaN among codes": ({WEIGHT: np.full((2, 3), np.nan, CODES)}, "QNT011", "has 6 codes"),
+    "a scale too many": ({"k_proj.k_scale": np.ones(1, F32)}, "QNT003", "`k_proj.k_scale` scales"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_a_build_would_refuse_is_refused_by_name(name: str) -> None:
+    changes, code, said = UNFIT[name]
+    with pytest.raises(CompileError) as caught:
+        check(changes)
+    assert caught.value.code == code
+    assert said in caught.value.cause
+
+
+def test_scales_are_refused_by_plain_artifacts() -> None:
+    """Its weights alone might be of the right shape and type."""
+    plain = [spec for spec in SPECS if spec.name == NORM]
+    with pytest.raises(CompileError, match=r"`up_proj\.weight_scale` scales nothing"):
+        check({}, plain)
