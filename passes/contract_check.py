@@ -38,8 +38,8 @@ PADDING_SLOT, NO_SLOT = -1, 1 << 30
 
 SPARE_SLOTS = 3
 
-UNIT = 2.0**-6
-"""About what scales are, so that codes of values of order one are."""
+UNIT = 2.0**-3
+"""About what scales are: codes reach to 56, beyond what activations of order one become."""
 
 PRECISIONS: tuple[Precision, ...] = ("model", "unrounded")
 
