@@ -214,7 +214,7 @@ def _reason_against_blocks(op: quant.LinearOp) -> str | None:
 
 def _order_read(value: SSAValue) -> FeatureOrder | None:
     """The order of an input that comes from attention; None for others, which are plain."""
-    while not isinstance(value.owner, Block):
+    while not isinstance(value.owner, Block) and value.owner.operands:
         op = value.owner
         if isinstance(op, paged.AttentionOp):
             *_, count, head_dim = shape_of(op.y)

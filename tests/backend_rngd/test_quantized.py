@@ -22,6 +22,7 @@ from one_function import OneFunction, Scope
 from small_decoder import Decoder, Scheme
 from value_cases import normal, rows_of
 from xdsl.context import Context
+from xdsl.dialects import test
 from xdsl.dialects.builtin import bf16, f16, f32
 from xdsl.ir import SSAValue
 
@@ -29,9 +30,11 @@ from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.instructions import Control, Dma
 from furiosa_llm.backend_rngd.isa.layout import RowsLayout, plain
 from furiosa_llm.backend_rngd.kernels.quantize import has_groups
+from furiosa_llm.backend_rngd.lower_quant import reason_against
 from furiosa_llm.backend_rngd.tile import TilePass
 from furiosa_llm.errors import CompileError, SimulationFault
 from furiosa_llm.ir import nn, quant, quant_semantics
+from furiosa_llm.ir.types import f8e4m3, tensor
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device
 
@@ -390,3 +393,15 @@ def test_codes_of_groups_are_multiplied_by_the_scales_that_made_them() -> None:
     with pytest.raises(CompileError, match="made by other scales") as caught:
         TilePass.for_bucket(WITH_GROUPS.bucket).apply(Context(), module)
     assert caught.value.code == "BCK001"
+
+
+def test_more_scales_than_registers_hold_are_refused() -> None:
+    """Slices hold 41 chunks, of which blocks of 128 leave one alone: 2,624 sums for 16 rows."""
+    k = 64 * 41 * 16
+    found = test.TestOp(
+        result_types=[tensor((1, 1, k), bf16), tensor((128, k), f8e4m3), tensor((1, k // 128), f32)]
+    )
+    op = quant.LinearOp(*found.results, rows=128, columns=128)
+    reason = reason_against(op)
+    assert reason is not None
+    assert "cut into 2624 sums" in reason
