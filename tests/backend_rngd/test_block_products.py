@@ -115,7 +115,7 @@ CASES = {
     "K in several tiles": product(
         plain(4090), plain(1100), 21, (128, 128), "tokens", bias=True, residual=True
     ),
-    "K in several tiles, groups of a row": product(plain(6100), plain(300), 20, (1, 32)),
+    "K in several tiles, groups of a row": product(plain(3100), plain(300), 20, (1, 32)),
 }
 
 
@@ -145,12 +145,11 @@ def test_pinned_variants_of_the_weights_stream(
     Case(key, replace(tiling, **change)).check()
 
 
-def test_a_product_of_very_many_tiles_is_a_loop() -> None:
-    for block in ((64, 32), (1, 32)):
-        key = product(plain(64), plain(64 * 16 * 165), 3, block, dtype=DType.F32)
-        for role in Role:
-            tiling = next(t for t in candidates(key.shape) if t.role == role)
-            Case(key, replace(tiling, rows=16, load_rows=16)).check()
+@pytest.mark.parametrize(("role", "block"), [(Role.WEIGHTS, (1, 32)), (Role.TOKENS, (64, 32))])
+def test_a_product_of_very_many_tiles_is_a_loop(role: Role, block: tuple[int, int]) -> None:
+    key = product(plain(64), plain(64 * 16 * 165), 3, block, dtype=DType.F32)
+    tiling = next(t for t in candidates(key.shape) if t.role == role)
+    Case(key, replace(tiling, rows=16, load_rows=16)).check()
 
 
 @settings(max_examples=25, deadline=None)
