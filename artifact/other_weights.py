@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import errors
-from ..frontend.parameters import BoundParameters
+from ..frontend.parameters import BoundParameters, ParameterSpec
 from ..frontend.quantization.codes import check_numbers
 from ..frontend.quantization.modules import SCALES_OF_QUANTIZERS, STORAGE, is_scale
 from ..frontend.quantization.scales import check_multipliers
@@ -27,7 +27,7 @@ def check_other_weights(bound: BoundParameters) -> None:
     if unused:
         problems = [f"`{name}` scales nothing that the artifact has quantised" for name in unused]
         raise errors.scales_do_not_fit(path, problems)
-    if not any(map(is_scale, bound.specs)):
+    if not any(_says_quantized(spec) for spec in bound.specs.values()):
         return
     rounded = list(_rounded(bound))
     if rounded:
@@ -36,6 +36,11 @@ def check_other_weights(bound: BoundParameters) -> None:
     infos = {name: bound.checkpoint.tensors[bound.stored_name(name)] for name in bound.specs}
     codes = {info.name: STORAGE[info.dtype] for info in infos.values() if info.dtype in STORAGE}
     check_numbers(bound.checkpoint, codes)
+
+
+def _says_quantized(spec: ParameterSpec) -> bool:
+    """A plain model has neither codes nor such a scale; it may have another parameter `scale`."""
+    return spec.dtype in STORAGE or spec.name.endswith(SCALES_OF_QUANTIZERS)
 
 
 def _rounded(bound: BoundParameters) -> Iterator[str]:

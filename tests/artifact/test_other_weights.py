@@ -61,3 +61,9 @@ def test_scales_are_refused_by_plain_artifacts() -> None:
     plain = [spec for spec in SPECS if spec.name == NORM]
     with pytest.raises(CompileError, match=r"`up_proj\.weight_scale` scales nothing"):
         check({}, plain)
+
+
+def test_plain_models_may_have_parameters_of_this_name() -> None:
+    zero = {"gate.scale": np.zeros(3, F32)}
+    spec = ParameterSpec("gate.scale", (3,), BF16)
+    check_other_weights(bind_parameters([spec], MemoryCheckpoint(zero)))
