@@ -224,11 +224,14 @@ LONG = (
     "tensor",
     "tensor, caches",
     "token, caches, odd sizes",
+    "channel, static",
+    "blocks, caches",
     "blocks, 2 ranks",
+    "blocks, groups of inputs",
     "AutoFP8",
     "ModelOpt",
 )
-"""What these have, others have with caches or on several ranks."""
+"""What these have, others have: with caches, on several ranks or in another format."""
 
 
 @pytest.mark.parametrize(
