@@ -38,8 +38,8 @@ PADDING_SLOT, NO_SLOT = -1, 1 << 30
 
 SPARE_SLOTS = 3
 
-UNIT = 2.0**-3
-"""About what scales are: codes reach to 56, beyond what activations of order one become."""
+UNIT = 2.0**3
+"""About what scales are: codes reach to 3,584, so that no value of a program is clipped."""
 
 PRECISIONS: tuple[Precision, ...] = ("model", "unrounded")
 

@@ -34,6 +34,7 @@ from furiosa_llm.ir.text import make_context
 from furiosa_llm.ir.types import shape_of
 from furiosa_llm.ir.verification import functions, parameters
 from furiosa_llm.models.quantization import (
+    DYNAMIC_TOKEN,
     NO_ACTIVATION,
     PER_CHANNEL,
     ActivationScheme,
@@ -159,6 +160,9 @@ def test_inputs_of_several_linears_are_quantised_once(tmp_path: Path) -> None:
 # --- on random programs ---
 
 
+DYNAMIC = st.sampled_from([NO_ACTIVATION, DYNAMIC_TOKEN, ActivationScheme("dynamic", "group", 4)])
+
+
 @dataclass(frozen=True)
 class WeightsOnly(ImportFp8QuantizationPass):
     """The same pass, held to what it may lose where no input is quantised."""
@@ -187,6 +191,16 @@ def test_weights_alone_change_nothing_but_the_order_of_rounding(
 @given(program=programs(), data=st.data())
 def test_the_pass_keeps_its_contract(program: Program, data: st.DataObject) -> None:
     module = program.module()
+    run_passes(module, parse_passes(FUSED))
+    describe_quantization(module, described(module, data, DYNAMIC))
+    check_contract(ImportFp8QuantizationPass(), module)
+
+
+@settings(max_examples=5)
+@given(data=st.data())
+def test_stored_scales_of_inputs_keep_the_contract(data: st.DataObject) -> None:
+    """What is beyond 448 times a stored scale is clipped, so values are small here."""
+    module = LLAMA.module()
     run_passes(module, parse_passes(FUSED))
     describe_quantization(module, described(module, data, activations()))
     check_contract(ImportFp8QuantizationPass(), module)
