@@ -264,6 +264,7 @@ class ArtifactBuilder:
             tiling_pins=self.pins.entries,
             scheduler=self.scheduler,
             num_blocks=self.num_blocks,
+            quantization=tensors.described,
             binaries=binaries,
             parameters=model.parameters,
             parameter_file_of=stored.file_of,

@@ -13,6 +13,7 @@ from ..backend_rngd.isa.container import Program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket, SchedulerConfig
 from ..models.mesh import Mesh
+from ..models.quantization import Quantization, Storage
 from . import schema
 from .pipelines import tasks_of
 from .schema import FileEntry, OptimizationLevel, PartialSum, WeightsMode
@@ -30,6 +31,9 @@ POSITION_PAD = 1
 PIPELINE_VERSION = "0.1.0"
 SHORT_NAMES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
 """numpy types -> type names of the 2025.1 schema."""
+CODES: Mapping[Storage, str] = {"e4m3": "fp8-E4M3", "e5m2": "fp8-E5M2"}
+PLAIN = "bf16"
+"""Type names of Furiosa's quantiser."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Build:
     scheduler: SchedulerConfig
     num_blocks: int | None
     """Most blocks that a loader's KV cache has; None if the loader decides."""
+    quantization: Quantization | None
     binaries: Sequence[Binary]
     parameters: Sequence[ParameterSpec]
     parameter_file_of: Mapping[str, str]
@@ -99,7 +104,7 @@ def describe_artifact(build: Build, files: Mapping[str, FileEntry]) -> schema.Ar
                     optimize_paged_attention=True,
                     calculate_logit_only_for_last_token=build.last_token_only,
                 ),
-                quantization_config=None,
+                quantization_config=_quantization_config(build.quantization),
             ),
             hf_configs={},
             model_weight_path=None,
@@ -195,6 +200,21 @@ def _derived_id(build: Build, files: Mapping[str, FileEntry]) -> str:
     ]
     digest = hashlib.sha256(json.dumps(content).encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=5))
+
+
+def _quantization_config(quantization: Quantization | None) -> schema.QuantizationConfig | None:
+    """None if nothing is quantised; a type is named if any layer has it."""
+    if quantization is None:
+        return None
+    linears = quantization.linears
+    weights = sorted({CODES[linear.storage] for linear in linears})
+    inputs = any(linear.activation.mode != "none" for linear in linears)
+    return schema.QuantizationConfig(
+        weight=", ".join(weights) or PLAIN,
+        activation=CODES["e4m3"] if inputs else PLAIN,
+        kv_cache=CODES["e4m3"] if quantization.caches else PLAIN,
+        use_mcp=quantization.format == "furiosa",
+    )
 
 
 def _generator_config(build: Build) -> schema.GeneratorConfig:

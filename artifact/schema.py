@@ -100,9 +100,19 @@ class OptimizationConfig(Schema):
     calculate_logit_only_for_last_token: bool
 
 
+class QuantizationConfig(Schema):
+    """Types of what is multiplied and cached, by the names of Furiosa's quantiser."""
+
+    weight: str
+    activation: str
+    kv_cache: str
+    use_mcp: bool
+    """Whether Furiosa's quantiser found the ranges."""
+
+
 class LlmConfig(Schema):
     optimization_config: OptimizationConfig
-    quantization_config: None
+    quantization_config: QuantizationConfig | None
 
 
 class ModelMetadata(Schema):

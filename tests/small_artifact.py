@@ -153,6 +153,7 @@ def write_artifact(
         tiling_pins={},
         scheduler=SchedulerConfig(),
         num_blocks=num_blocks,
+        quantization=None,
         binaries=binaries,
         parameters=specs,
         parameter_file_of=stored.file_of,

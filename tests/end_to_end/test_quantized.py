@@ -270,6 +270,12 @@ def build(model: Path, artifact: Path, ranks: int) -> Path:
     ledger = read_artifact(artifact).ledger
     assert ledger is not None
     check_ledger(ledger, load_file(model / WEIGHTS_FILE))
+    said = read_artifact(artifact).description.model_metadata.llm_config.quantization_config
+    assert said is not None
+    codes = {row.scheme_out for row in ledger.rows if row.tensor.endswith("_proj.weight")}
+    assert said.weight == "fp8-E4M3"
+    assert (said.activation == "bf16") == all("inputs unquantised" in text for text in codes)
+    assert said.use_mcp == (ledger.source == "furiosa")
     return artifact
 
 
