@@ -169,6 +169,10 @@ remarks that it was written for a chip whose e4m3 ends there. Shapes may be writ
 `[]` or `[1]` for one scale, `[O]` or `[O, 1]` for channels, `[O/b, I/b]` or `[O/b, 1, I/b, 1]` for
 blocks. Stored scales may be f32, bf16, f16 or e8m0.
 
+Weights that hold several layers (`qkv_proj`, `gate_up_proj` of Phi-3) are multiplied in parts, each
+with the scales of its rows, and have one row in the ledger. A layer that begins inside a block of
+scales and ends in another one is refused (QNT022).
+
 The tables are made from the code by `make docs`: each cell is what readers, pass and backend say
 to a small checkpoint (`docs/quantization_cells.py`), and a test reads each of them with data in it.
 """

@@ -252,8 +252,8 @@ class _Check:
         return scale_parameters(self.before) | scale_parameters(self.after)
 
     @cached_property
-    def _quantized(self) -> dict[str, quant.LinearOp]:
-        """Weights that the pass has made codes, with an op that multiplies them."""
+    def _quantized(self) -> dict[str, list[quant.LinearOp]]:
+        """Weights that the pass has made codes, with the ops that multiply them or their rows."""
         if self.one.relation != Relation.QUANTIZED:
             return {}
         plain = {
@@ -262,16 +262,23 @@ class _Check:
             if dtype_of(op.type) not in CODES_TENSOR.dtypes
         }
         linears = (op for op in self.after.walk() if isinstance(op, quant.LinearOp))
-        named = {_parameter_of(op.w): op for op in linears}
-        return {name: op for name, op in named.items() if name in plain}
+        named: dict[str, list[quant.LinearOp]] = {}
+        for op in linears:
+            named.setdefault(_parameter_of(op.w), []).append(op)
+        return {name: ops for name, ops in named.items() if name in plain}
 
-    def _dequantized(self, op: quant.LinearOp) -> Tensor:
-        """What a weight's codes and scales stand for, in f32."""
-        weight, scale = (
-            self._parameter(self.after, "model", _parameter_of(x)) for x in (op.w, op.w_scale)
-        )
-        n, k = weight.shape
-        return weight.float() * quant_semantics.spread_over_blocks(scale, (n, k), op.block)
+    def _dequantized(self, ops: Sequence[quant.LinearOp]) -> Tensor:
+        """What a weight's codes and scales stand for, in f32; each product says it of its rows."""
+        codes = self._parameter(self.after, "model", _parameter_of(ops[0].w)).float()
+        values = codes.clone()
+        for op in ops:
+            scale = self._parameter(self.after, "model", _parameter_of(op.w_scale))
+            n, k = shape_of(op.w)
+            multipliers = quant_semantics.spread_over_blocks(
+                _rows_of(op.w_scale, scale), (n, k), op.block
+            )
+            _rows_of(op.w, values).copy_(_rows_of(op.w, codes) * multipliers)
+        return values
 
     # --- running and comparing ---
 
@@ -318,8 +325,18 @@ class _Check:
 
 
 def _parameter_of(value: SSAValue) -> str:
+    """The parameter that a value is, or is some rows of."""
+    if isinstance(value.owner, nn.SliceOp):
+        return _parameter_of(value.owner.x)
     assert isinstance(value.owner, nn.GetParameterOp), value
     return value.owner.parameter_name
+
+
+def _rows_of(value: SSAValue, parameter: Tensor) -> Tensor:
+    """The rows of a parameter that a value is, as a view."""
+    if not isinstance(value.owner, nn.SliceOp):
+        return parameter
+    return parameter[value.owner.start.value.data : value.owner.end.value.data]
 
 
 def _differ(x: Tensor, y: Tensor) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from math import gcd
 from typing import Final
 
@@ -282,24 +281,27 @@ class FunctionPlan:
 
     def _settle_slices(self, value: SSAValue) -> None:
         """A parameter of which each rank has its part of each slice; or the whole parameter."""
-        slices = [use.operation for use in value.uses if use.operation in self.sliced]
-        ordered = sorted(
-            (op for op in slices if isinstance(op, nn.SliceOp)), key=lambda op: op.start.value.data
-        )
-        if not ordered:
+        users = [use.operation for use in value.uses]
+        slices = [op for op in users if isinstance(op, nn.SliceOp)]
+        ordered = sorted(slices, key=lambda op: op.start.value.data)
+        if len(slices) < len(users) or not any(op in self.sliced for op in slices):
             return
-        ends = [0, *(op.end.value.data for op in ordered)]
-        starts = [*(op.start.value.data for op in ordered), _size(value, _dim(ordered[0]))]
-        one_dim = len({_dim(op) for op in ordered}) == 1
-        if not one_dim or starts != ends or len(ordered) != len(list(value.uses)):
+        if any((op, 0) in self.asks for op in slices):
+            return  # parts that are wanted along another dimension
+        if len({_dim(op) for op in ordered}) > 1 or not _cover(ordered, value):
             return
-        cuts = [cut for op in ordered if (cut := self.sliced[op].cut) is not None]
-        sizes = accumulate((cut.local_size for cut in cuts), initial=0)
-        joined = joined_slices(cuts)
-        for op, start, cut in zip(ordered, sizes, cuts, strict=False):
-            self._ask(op, 0, joined, self.sliced[op].why)
-            self.placed[op.y] = self.sliced[op]
+        asks = [self.sliced.get(op, Ask(None, "all of a slice")) for op in ordered]
+        cuts = [
+            ask.cut or _on_all_ranks(op, self.ranks) for op, ask in zip(ordered, asks, strict=True)
+        ]
+        joined = joined_slices(cuts, [op.start.value.data for op in ordered])
+        start = 0
+        for op, ask, cut in zip(ordered, asks, cuts, strict=True):
+            self._ask(op, 0, joined, ask.why)
             self.bounds[op] = (start, start + cut.local_size)
+            start += cut.local_size
+            if ask.cut is not None:
+                self.placed[op.y] = ask
 
     def _settle_argument(self, argument: BlockArgument) -> None:
         """An argument has one type: the cut that all its uses ask for, else it is whole."""
@@ -311,20 +313,38 @@ class FunctionPlan:
             self.placed[argument] = first
 
 
+def _cover(ordered: Sequence[nn.SliceOp], value: SSAValue) -> bool:
+    """Whether slices, in the order of their starts, are together all of a tensor."""
+    end = 0
+    for op in ordered:
+        if op.start.value.data > end:
+            return False
+        end = max(end, op.end.value.data)
+    return end == _size(value, _dim(ordered[0]))
+
+
+def _on_all_ranks(op: nn.SliceOp, ranks: int) -> CutAttr:
+    """All of a slice on each rank."""
+    dim, size = _dim(op), _size(op.y, _dim(op))
+    return CutAttr(dim, size, [[(0, size)]] * ranks)
+
+
 def table_cut(op: nn.EmbeddingOp, ranks: int) -> CutAttr:
     """The rows of an embedding table, with a row of zeros after each rank's."""
     return CutAttr.even(0, _size(op.table, 0), ranks, spare=1)
 
 
-def joined_slices(cuts: Sequence[CutAttr]) -> CutAttr:
-    """The cut of a tensor that is cut into slices, of which each rank has its part of each."""
+def joined_slices(cuts: Sequence[CutAttr], offsets: Sequence[int]) -> CutAttr:
+    """The cut of a tensor of slices that begin there, of which each rank has its part of each.
+
+    Slices may overlap, as scales do if two layers of one weight have rows in the same block.
+    """
     length = gcd(*(cut.length.data for cut in cuts))
-    offsets = list(accumulate((cut.whole_size for cut in cuts), initial=0))
     parts = [refined(cut, length) for cut in cuts]
     ranks = [
         [
             None if held is None else (held[0] + offset, held[1] + offset)
-            for slots, offset in zip(parts, offsets, strict=False)
+            for slots, offset in zip(parts, offsets, strict=True)
             for held in slots[rank]
         ]
         for rank in range(cuts[0].ranks)

@@ -7,6 +7,7 @@ from typing import get_args
 
 from hypothesis import strategies as st
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation, SSAValue
 
 from furiosa_llm.ir import nn
 from furiosa_llm.ir.types import shape_of
@@ -51,20 +52,34 @@ def described(
     module: ModuleOp, draw: st.DataObject, activation: st.SearchStrategy[ActivationScheme]
 ) -> Quantization:
     """Some of the program's linears, each quantised in its own way."""
-    users: dict[str, list[nn.LinearOp | None]] = {}
+    users: dict[str, list[int | None]] = {}
+    shapes = {}
     for op in module.walk():
         for operand in op.operands:
             if isinstance(operand.owner, nn.GetParameterOp):
-                product = op if isinstance(op, nn.LinearOp) and op.w is operand else None
-                users.setdefault(operand.owner.parameter_name, []).append(product)
+                name = operand.owner.parameter_name
+                users.setdefault(name, []).append(_first_row(op, operand))
+                shapes[name] = shape_of(operand)
     linears = []
-    for weight, ops in users.items():
-        if any(op is None for op in ops) or not draw.draw(st.booleans(), label=weight):
-            continue
-        assert ops[0] is not None
-        rows, columns = shape_of(ops[0].w)
-        linears.append(_linear(weight, (rows, columns), draw, activation))
+    for weight, begins in users.items():
+        rows = [begin for begin in begins if begin is not None]
+        if len(rows) == len(begins) and draw.draw(st.booleans(), label=weight):
+            height, width = shapes[weight]
+            linears.append(_linear(weight, (height, width), rows, draw, activation))
     return Quantization("compressed-tensors", tuple(linears))
+
+
+def _first_row(op: Operation, parameter: SSAValue) -> int | None:
+    """Where the layer begins in the weight that it takes, or takes a slice of; None if that is not
+    all the op is."""
+    match op:
+        case nn.LinearOp(w=w) if w is parameter:
+            return 0
+        case nn.SliceOp() if op.dim.value.data == 0:
+            products = [_first_row(use.operation, op.y) for use in op.y.uses]
+            return op.start.value.data if products and None not in products else None
+        case _:
+            return None
 
 
 def all_alike(module: ModuleOp, scheme: WeightScheme, inputs: ActivationScheme) -> Quantization:
@@ -92,11 +107,14 @@ def _alike(op: nn.LinearOp, scheme: WeightScheme, inputs: ActivationScheme) -> Q
 def _linear(
     weight: str,
     shape: tuple[int, int],
+    begins: list[int],
     draw: st.DataObject,
     activation: st.SearchStrategy[ActivationScheme],
 ) -> QuantizedLinear:
     columns = shape[1]
     scheme, inputs = draw.draw(schemes()), draw.draw(activation)
+    if any(begin % scheme.block_of(shape)[0] for begin in begins):
+        scheme = PER_CHANNEL
     if columns % (inputs.group_size or 1):
         inputs = NO_ACTIVATION
     grid = scheme.grid_of(shape)

@@ -27,6 +27,7 @@ from quantized_zoo import (
     FP8_CACHE,
     WEIGHTS_FILE,
     edit_config,
+    quantize_fine_grained,
     write_autofp8,
     write_compressed_tensors,
     write_fine_grained,
@@ -185,6 +186,10 @@ def furiosa(path: Path) -> Path:
     return path
 
 
+def fused_fine_grained(path: Path) -> Path:
+    return quantize_fine_grained(make_model("phi3", path), (16, 32))
+
+
 CACHES = {"kv_cache_scheme": FP8_CACHE}
 CASES: Mapping[str, Case] = {
     "tensor": Case(library("llama", STATIC)),
@@ -205,6 +210,12 @@ CASES: Mapping[str, Case] = {
     "fine-grained, powers of two": Case(
         partial(write_fine_grained, scale_fmt="ue8m0"),
         Restated(with_multipliers, BLOCKS_GROUP, caches=False),
+    ),
+    "fused, tensor, caches, 2 ranks": Case(library("phi3", STATIC, **CACHES), ranks=2),
+    "fused, token": Case(library("phi3", TOKEN)),
+    "fused, blocks, groups of inputs": Case(library("phi3", BLOCKS_GROUP, **CACHES)),
+    "fused, fine-grained, 2 ranks": Case(
+        fused_fine_grained, Restated(with_multipliers, BLOCKS_GROUP, caches=False), ranks=2
     ),
     "AutoFP8": Case(write_autofp8, Restated(reshaped, STATIC, caches=False)),
     "AutoFP8, caches": Case(
@@ -228,6 +239,9 @@ LONG = (
     "blocks, caches",
     "blocks, 2 ranks",
     "blocks, groups of inputs",
+    "fused, token",
+    "fused, blocks, groups of inputs",
+    "fused, fine-grained, 2 ranks",
     "AutoFP8",
     "ModelOpt",
 )

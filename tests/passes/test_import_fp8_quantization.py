@@ -28,21 +28,25 @@ from furiosa_llm.errors import CompileError
 from furiosa_llm.frontend.quantization.reader import read_quantization
 from furiosa_llm.frontend.safetensors_checkpoint import SafetensorsCheckpoint
 from furiosa_llm.frontend.torch_import import import_model
-from furiosa_llm.ir import interpreter, nn, quant
+from furiosa_llm.ir import dist, interpreter, nn, quant
 from furiosa_llm.ir.provenance import module_path
-from furiosa_llm.ir.text import make_context
+from furiosa_llm.ir.text import make_context, parse_module
 from furiosa_llm.ir.types import shape_of
 from furiosa_llm.ir.verification import functions, parameters
 from furiosa_llm.models.quantization import (
     DYNAMIC_TOKEN,
     NO_ACTIVATION,
     PER_CHANNEL,
+    PER_TENSOR,
+    STATIC_TENSOR,
     ActivationScheme,
     Quantization,
     QuantizedCache,
     QuantizedLinear,
     ScaleTensor,
+    WeightScheme,
     parse_quantization,
+    per_block,
     print_quantization,
 )
 from furiosa_llm.passes.contract import Budget, Contract
@@ -54,7 +58,9 @@ from furiosa_llm.passes.import_fp8_quantization import (
 )
 from furiosa_llm.passes.pipeline import import_phase, model_phase, run_passes
 from furiosa_llm.passes.pipeline_text import parse_passes
+from furiosa_llm.passes.shard_tensor_parallel import ShardTensorParallelPass
 
+ONE = ScaleTensor("a.scale", "f32", (), (1, 1))
 FUSED = "canonicalize,cse,dce,fuse-primitives"
 
 
@@ -84,6 +90,7 @@ WRITTEN: Mapping[str, dict[str, Any]] = {
         "ignore": ("lm_head", "model.layers.1.mlp.up_proj"),
     },
     "the head, too": {"groups": preset("FP8_DYNAMIC"), "ignore": ()},
+    "fused, block": {"groups": {"group_0": BLOCKS}, "kind": "phi3"},
 }
 
 
@@ -110,15 +117,15 @@ def logits(module: ModuleOp, tensors: Mapping[str, Tensor], ids: Tensor) -> Tens
 
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_logits_are_those_of_compressed_tensors(kind: str, tmp_path: Path) -> None:
-    """In f32 both multiply the same codes by the same scales; only the order of sums differs."""
     write_compressed_tensors(tmp_path / "model", **WRITTEN[kind])
+    check_logits(tmp_path / "model")
+
+
+def check_logits(directory: Path) -> None:
+    """In f32 both multiply the same codes by the same scales; only the order of sums differs."""
     ids = torch.randint(256, (2, 10), generator=torch.Generator().manual_seed(0))
-    found = logits(
-        imported(tmp_path / "model"), load_file(tmp_path / "model" / "model.safetensors"), ids
-    )
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", dtype=torch.float32
-    )
+    found = logits(imported(directory), load_file(directory / "model.safetensors"), ids)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():
         expected = oracle(ids).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.std()))
@@ -155,6 +162,83 @@ def test_inputs_of_several_linears_are_quantised_once(tmp_path: Path) -> None:
     names = [op.name for op in block.body.block.ops]
     assert names.count("quant.linear") == 7
     assert names.count("quant.quantize") == names.count("quant.dynamic_scale") == 4
+
+
+# --- several layers in one weight ---
+
+FUSED_PROGRAM = """
+nn.parameter @fused : tensor<128x64xbf16>
+func.func @forward(%ids: tensor<2xi32>, %table: tensor<9x64xbf16>)
+    -> (tensor<2x64xbf16>, tensor<2x32xbf16>, tensor<2x32xbf16>) {
+  %w = nn.get_parameter @fused : tensor<128x64xbf16>
+  %x = nn.embedding %ids, %table : tensor<2xi32>, tensor<9x64xbf16> -> tensor<2x64xbf16>
+  %wq = nn.slice %w dim 0 from 0 to 64 : tensor<128x64xbf16> -> tensor<64x64xbf16>
+  %q = nn.linear %x, %wq : tensor<2x64xbf16>, tensor<64x64xbf16> -> tensor<2x64xbf16>
+  %wk = nn.slice %w dim 0 from 64 to 96 : tensor<128x64xbf16> -> tensor<32x64xbf16>
+  %k = nn.linear %x, %wk : tensor<2x64xbf16>, tensor<32x64xbf16> -> tensor<2x32xbf16>
+  %wv = nn.slice %w dim 0 from 96 to 128 : tensor<128x64xbf16> -> tensor<32x64xbf16>
+  %v = nn.linear %x, %wv : tensor<2x64xbf16>, tensor<32x64xbf16> -> tensor<2x32xbf16>
+  func.return %q, %k, %v : tensor<2x64xbf16>, tensor<2x32xbf16>, tensor<2x32xbf16>
+}
+"""
+
+
+def fused(scheme: WeightScheme, stored: tuple[int, ...] | None = None) -> ModuleOp:
+    """Queries, keys and values in one weight, described but not imported yet."""
+    module = parse_module(FUSED_PROGRAM)
+    grid = scheme.grid_of((128, 64))
+    linear = QuantizedLinear(
+        module="fused",
+        weight="fused",
+        shape=(128, 64),
+        storage="e4m3",
+        scheme=scheme,
+        scale=ScaleTensor("fused_scale", "f32", grid if stored is None else stored, grid),
+        activation=STATIC_TENSOR,
+        input_scale=ONE,
+    )
+    describe_quantization(module, Quantization("compressed-tensors", (linear,)))
+    return module
+
+
+PARTS: Mapping[str, tuple[ModuleOp, list[tuple[int, ...]]]] = {
+    "one scale": (fused(PER_TENSOR, ()), [(), (), ()]),
+    "channels": (fused(PER_CHANNEL, (128,)), [(64,), (32,), (32,)]),
+    "blocks": (fused(per_block(16, 32)), [(4, 2), (2, 2), (2, 2)]),
+    "blocks in four dimensions": (
+        fused(per_block(32, 32), (4, 1, 2, 1)),
+        [(2, 1, 2, 1), (1, 1, 2, 1), (1, 1, 2, 1)],
+    ),
+    "keys and queries share a block": (fused(per_block(96, 64)), [(1, 1), (1, 1), (1, 1)]),
+    "one block": (fused(per_block(256, 32)), [(1, 2), (1, 2), (1, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_a_weight_have_the_scales_of_their_rows(name: str) -> None:
+    module, scales = PARTS[name]
+    check_contract(ImportFp8QuantizationPass(), module)
+    run_passes(module, [ImportFp8QuantizationPass()])
+    products = [op for op in module.walk() if isinstance(op, quant.LinearOp)]
+    assert [shape_of(op.w) for op in products] == [(64, 64), (32, 64), (32, 64)]
+    assert [shape_of(op.w_scale) for op in products] == scales
+    assert len({op.x for op in products}) == 1, "all take the same codes"
+
+
+@pytest.mark.parametrize("rows", [16, 48, 96])
+def test_parts_are_cut_over_ranks_with_their_scales(rows: int) -> None:
+    """Of blocks of 48, keys lie in that in which queries end: each rank needs its scale twice."""
+    module = fused(per_block(rows, 64))
+    run_passes(module, [ImportFp8QuantizationPass()])
+    after = check_contract(ShardTensorParallelPass(2), module)
+    assert not any(isinstance(op, dist.ShardOp) for op in after.walk())
+
+
+def test_a_part_that_begins_inside_a_block_and_leaves_it_is_refused() -> None:
+    """Keys are rows 64 to 95: blocks of 40 end at 80. Values begin inside the next one."""
+    with pytest.raises(CompileError, match=r"row 96 of .*\n.*row 64 of `fused`") as caught:
+        ImportFp8QuantizationPass().apply(make_context(), fused(per_block(40, 64)))
+    assert caught.value.code == "QNT022"
 
 
 # --- on random programs ---
@@ -228,7 +312,6 @@ def described_llama(**changes: Any) -> tuple[ModuleOp, Quantization]:
     return module, Quantization("compressed-tensors", (replace(quantized, **changes),))
 
 
-ONE = ScaleTensor("a.scale", "f32", (), (1, 1))
 REFUSED: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "another model's weight": ({"weight": "model.x.weight"}, "QNT021", "model.x.weight"),
     "a weight of another shape": ({"shape": (3, 5)}, "QNT021", "is [3, 5], not ["),

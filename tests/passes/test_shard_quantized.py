@@ -168,9 +168,10 @@ class Weight:
 
 
 def weights(module: ModuleOp) -> Iterator[Weight]:
+    """Of layers with a weight of their own; slices of one are held to the contract alone."""
     for call in calls(functions(module)["forward"]):
         for op in functions(module)[callee_name(call)].walk():
-            if isinstance(op, quant.LinearOp):
+            if isinstance(op, quant.LinearOp) and isinstance(op.w, BlockArgument):
                 yield Weight(*read(op.w, call), *read(op.w_scale, call), op.block)
 
 
