@@ -27,15 +27,8 @@ from .. import errors
 from ..ir import dist, nn, paged
 from ..ir.types import shape_of
 from ..models.config_types import Bucket
-from .block_needs import (
-    Argument,
-    Crossing,
-    LoweredBlock,
-    Need,
-    Result,
-    Scratch,
-    whole_of,
-)
+from .block_needs import Argument, Crossing, LoweredBlock, Need, Result, Scratch, whole_of
+from .block_state import BlockState
 from .encode import content_attribute, region_content
 from .grouping import groupable
 from .isa.container import CacheIo, Relocation, TensorIo
@@ -45,21 +38,14 @@ from .isa.layout import Layout, features_per_slice, heads
 from .isa.machine import load_machine
 from .isa.rules import SLICES_PER_PE
 from .kernels.rows import hidden_stride
-from .lower_block import BlockLowering
+from .lower_block import lower_block
 from .place import assign_addresses
 from .rngd import CallOp, DmaOp, ExecOp, ProgramOp, RegionOp, RepeatOp
 from .supported import unsupported
 from .tiling import Pins, ProductName, parse_pins, pinned
 from .tiling_search import block_cycles
 from .token_groups import GROUPS
-from .tokens import (
-    INDEX_BYTES,
-    SEQUENCE_CHUNK_TOKENS,
-    WORD_BYTES,
-    Chunk,
-    TokenShape,
-    chunks,
-)
+from .tokens import INDEX_BYTES, SEQUENCE_CHUNK_TOKENS, WORD_BYTES, Chunk, TokenShape, chunks
 from .value_uses import Linear, feature_orders, module_of, parts_of_modules, segments
 
 CHUNK_TOKENS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -223,18 +209,20 @@ class _FunctionLowering:
     def _block(
         self, segment: list[Operation] | None, name: str, parts: list[Chunk], groups: int = 1
     ) -> LoweredBlock:
-        return BlockLowering(
-            name,
-            self.function,
-            self.shape,
-            parts,
-            self.logits,
-            self.pins,
-            self.compare,
-            segment,
-            self.crossings,
-            groups,
-        ).run()
+        return lower_block(
+            BlockState(
+                name,
+                self.function,
+                self.shape,
+                parts,
+                self.logits,
+                self.pins,
+                self.compare,
+                segment,
+                self.crossings,
+                groups,
+            )
+        )
 
 
 def _cycles(blocks: list[LoweredBlock], ranks: int) -> float:
