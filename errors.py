@@ -705,14 +705,19 @@ def scales_do_not_fit(checkpoint: str, problems: Iterable[str]) -> CompileError:
     )
 
 
-def quantization_config_contradicted(file: str, problems: Iterable[str]) -> CompileError:
+def quantization_config_contradicted(
+    file: str,
+    problems: Iterable[str],
+    *,
+    next_step: str = "use the config and the weights of one and the same quantised model",
+) -> CompileError:
     """QNT004: the config says that tensors are quantised, or not, and they are not, or are."""
     return CompileError(
         "QNT004",
         "the quantisation config and the tensors contradict each other",
         at=file,
         cause=_bullets(problems),
-        next_step="use the config and the weights of one and the same quantised model",
+        next_step=next_step,
     )
 
 

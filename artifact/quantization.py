@@ -16,7 +16,7 @@ from ..frontend.quantization.codes import check_codes
 from ..frontend.quantization.declared import DeclaredTensors
 from ..frontend.quantization.furiosa import FORMAT_FILE, FuriosaDirectory, describe
 from ..frontend.quantization.quantizing import quantizing
-from ..frontend.quantization.reader import read_quantization
+from ..frontend.quantization.reader import CONFIG_FILE, read_quantization
 from ..frontend.quantization.scales import check_scale_values
 from ..frontend.source import ModelSource
 from ..models.quantization import Quantization
@@ -78,6 +78,7 @@ def open_tensors(source: ModelSource, beside: FuriosaDirectory | None) -> ModelT
     if source.kind != "gguf":
         stored = read_quantization(source.path, checkpoint)
     if beside is None:
+        _check_tied(source, stored)
         _check_compiled(stored)
         return ModelTensors(source, stored, stored, checkpoint, checkpoint)
     file = str(beside.path / FORMAT_FILE)
@@ -90,6 +91,25 @@ def open_tensors(source: ModelSource, beside: FuriosaDirectory | None) -> ModelT
     compiled, quantized = quantizing(checkpoint, described, beside.read)
     _check_compiled(compiled)
     return ModelTensors(source, described, compiled, checkpoint, quantized)
+
+
+def _check_tied(source: ModelSource, quantization: Quantization | None) -> None:
+    """Raises: QNT004 for codes of a layer that the config ties to another tensor.
+
+    One library then uses both tensors, another one the embeddings alone.
+    """
+    tied = source.tied
+    problems = [
+        f"`{linear.weight}` has codes of its own, the config says it is `{tied[linear.weight]}`"
+        for linear in (quantization.linears if quantization is not None else ())
+        if linear.weight in tied
+    ]
+    if problems:
+        raise errors.quantization_config_contradicted(
+            str(source.path / CONFIG_FILE),
+            problems,
+            next_step="set `tie_word_embeddings` to false there, so that both tensors are used",
+        )
 
 
 def _check_compiled(quantization: Quantization | None) -> None:

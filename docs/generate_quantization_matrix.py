@@ -173,6 +173,9 @@ Weights that hold several layers (`qkv_proj`, `gate_up_proj` of Phi-3) are multi
 with the scales of its rows, and have one row in the ledger. A layer that begins inside a block of
 scales and ends in another one is refused (QNT022).
 
+A quantised `lm_head` is a linear layer like any other. If the config ties it to the embeddings,
+which are other numbers, `tie_word_embeddings` has to say first that it is not tied (QNT004).
+
 The tables are made from the code by `make docs`: each cell is what readers, pass and backend say
 to a small checkpoint (`docs/quantization_cells.py`), and a test reads each of them with data in it.
 """

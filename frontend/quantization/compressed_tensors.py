@@ -45,7 +45,7 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
     modules = Modules(checkpoint.tensors)
     try:
         groups = _groups_of(parsed, modules)
-        refused = _attention_groups(parsed, modules)
+        refused = [*_attention_groups(parsed, modules), *_embedding_groups(parsed, modules)]
     except re.error as error:
         raise config.invalid(f"{error.pattern!r} is no expression: {error}") from error
     schemes = {id(group): _scheme(group) for group in groups.values()}
@@ -161,6 +161,20 @@ def _attention_groups(config: QuantizationConfig, modules: Modules) -> list[tupl
             scales = [name for name in sorted(modules.scales) if name.endswith(".q_scale")]
             found.append((f"quantised queries of attention (target `{target}`)", scales))
     return found
+
+
+def _embedding_groups(config: QuantizationConfig, modules: Modules) -> list[tuple[str, list[str]]]:
+    """Groups that mean tables of embeddings, which files without codes do not show."""
+    from compressed_tensors.utils import is_match
+    from torch.nn import Embedding
+
+    table = Embedding(1, 1, device="meta")
+    targets = [target for group in _groups(config) for target in group.targets]
+    return [
+        ("quantised embeddings", [info.name])
+        for module, info in modules.embeddings.items()
+        if is_match(module, table, targets, config.ignore or [])
+    ]
 
 
 def _other_refusals(config: ConfigFields, parsed: QuantizationConfig) -> list[str]:

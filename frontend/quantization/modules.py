@@ -64,6 +64,16 @@ class Modules:
         }
 
     @cached_property
+    def embeddings(self) -> Mapping[str, TensorInfo]:
+        """Module -> its table, of those that look rows up."""
+        named = {name.removesuffix(".weight"): info for name, info in self.tensors.items()}
+        return {
+            module: info
+            for module, info in named.items()
+            if module != info.name and module.rpartition(".")[2] in EMBEDDINGS
+        }
+
+    @cached_property
     def attentions(self) -> tuple[str, ...]:
         """Modules that have keys, the parents of `k_proj` and `qkv_proj`, in the model's order."""
         parents = [module.rpartition(".") for module in self.linears]

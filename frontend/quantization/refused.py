@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ..checkpoint import TensorInfo
+from .modules import EMBEDDINGS, is_quantized
 
 INTEGERS = frozenset(map(np.dtype, (np.int8, np.uint8, np.int32)))
 
@@ -46,6 +47,12 @@ def _is_mxfp8(info: TensorInfo, tensors: Tensors) -> bool:
     return _last(info) in ("weight_scale", "weight_scale_inv") and info.stored == "U8"
 
 
+def _is_embedding(info: TensorInfo, tensors: Tensors) -> bool:
+    """A table of codes; operators look up rows of floats alone."""
+    module, _, last = info.name.rpartition(".")
+    return last == "weight" and is_quantized(info) and module.rpartition(".")[2] in EMBEDDINGS
+
+
 def _last(info: TensorInfo) -> str:
     return info.name.rpartition(".")[2]
 
@@ -66,6 +73,7 @@ MARKS: Mapping[str, Mark] = {
     "bitsandbytes": _ends(".SCB", ".absmax", ".quant_map", ".nested_absmax"),
     "SmoothQuant": _ends(".pre_quant_scale"),
     "integer weights": lambda info, tensors: holds_integers(info),
+    "quantised embeddings": _is_embedding,
     "e5m2fnuz": lambda info, tensors: info.stored == "F8_E5M2FNUZ",
 }
 """Scheme -> whether a tensor of a quantised checkpoint belongs to it; the first one counts."""

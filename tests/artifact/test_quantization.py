@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from compressed_tensors.quantization import preset_name_to_scheme
 from furiosa_directory import quantizers_of, write_furiosa_directory
 from model_zoo import make_model
-from quantized_zoo import write_autofp8
+from quantized_zoo import edit_config, write_autofp8, write_compressed_tensors
 from safetensors.torch import load_file, save_file
 
 from furiosa_llm.artifact.builder import ArtifactBuilder
@@ -18,7 +20,7 @@ from furiosa_llm.artifact.reader import read_artifact
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.frontend.parameters import BoundParameters, ParameterSpec
 from furiosa_llm.frontend.source import open_model
-from furiosa_llm.models.quantization import Quantization
+from furiosa_llm.models.quantization import Quantization, QuantizedLinear
 
 LAYERS = 2
 
@@ -57,7 +59,7 @@ def test_a_directory_beside_the_model_says_how(model: Path, directory: Path) -> 
     assert all(linear.codes_are_stored for linear in found.compiled.linears)
 
 
-def by_module(quantization: Quantization | None) -> object:
+def by_module(quantization: Quantization | None) -> tuple[dict[str, QuantizedLinear], Any, Any]:
     """A file has its tensors in another order than the model."""
     assert quantization is not None
     linears = {linear.module: linear for linear in quantization.linears}
@@ -87,6 +89,22 @@ def test_a_model_is_not_quantised_twice(directory: Path, tmp_path: Path) -> None
     with pytest.raises(FuriosaLLMError, match="already, as autofp8") as caught:
         open_tensors(source, open_directory(directory))
     assert caught.value.code == "QNT004"
+
+
+def test_a_tied_head_with_codes_of_its_own_is_refused(tmp_path: Path) -> None:
+    """As compressed-tensors writes it: with embeddings that are other numbers."""
+    groups = {"group_0": preset_name_to_scheme("FP8_DYNAMIC", ["Linear"])}
+    path = write_compressed_tensors(tmp_path / "model", groups, kind="llama_tied", ignore=())
+    with pytest.raises(
+        FuriosaLLMError, match=r"says it is `model\.embed_tokens\.weight`"
+    ) as caught:
+        open_tensors(open_model(path), None)
+    assert caught.value.code == "QNT004"
+    assert "`tie_word_embeddings` to false" in caught.value.next_step
+    edit_config(path, tie_word_embeddings=False)
+    found = open_tensors(open_model(path), None).described
+    assert found is not None
+    assert "lm_head" in by_module(found)[0]
 
 
 # --- the ledger of a build ---

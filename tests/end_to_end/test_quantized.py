@@ -212,6 +212,7 @@ CASES: Mapping[str, Case] = {
         Restated(with_multipliers, BLOCKS_GROUP, caches=False),
     ),
     "fused, tensor, caches, 2 ranks": Case(library("phi3", STATIC, **CACHES), ranks=2),
+    "token, the head, 2 ranks": Case(library("llama", TOKEN, ignore=()), ranks=2),
     "fused, token": Case(library("phi3", TOKEN)),
     "fused, blocks, groups of inputs": Case(library("phi3", BLOCKS_GROUP, **CACHES)),
     "fused, fine-grained, 2 ranks": Case(
@@ -239,6 +240,7 @@ LONG = (
     "blocks, caches",
     "blocks, 2 ranks",
     "blocks, groups of inputs",
+    "token, the head, 2 ranks",
     "fused, token",
     "fused, blocks, groups of inputs",
     "fused, fine-grained, 2 ranks",
@@ -296,7 +298,8 @@ def build(model: Path, artifact: Path, ranks: int) -> Path:
 def check_ledger(ledger: Ledger, index: Tensors) -> None:
     check_complete(ledger, index, "ledger")
     for row in ledger.rows:
-        quantized = row.tensor.endswith("_proj.weight")
+        has_codes = index[row.tensor].dtype == torch.float8_e4m3fn
+        quantized = has_codes or row.tensor.endswith("_proj.weight")
         unverified = ledger.source == "furiosa" and quantized
         assert row.verdict == ("unverified" if unverified else "exact")
         assert row.scheme_out.startswith("e4m3, scale per ") == quantized

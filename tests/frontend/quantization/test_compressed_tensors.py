@@ -143,6 +143,24 @@ def test_groups_of_attention_modules_are_refused_by_name(tmp_path: Path, target:
     ]
 
 
+EMBEDDINGS = "model.embed_tokens"
+
+
+@pytest.mark.parametrize("target", ["Embedding", "re:.*embed.*", EMBEDDINGS])
+def test_embeddings_are_refused_by_name(tmp_path: Path, target: str) -> None:
+    """Whether they are codes already, or there are no codes to see yet."""
+    config = with_group(targets=["Linear", target])
+    for dtype in (ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16):
+        table = {f"{EMBEDDINGS}.weight": np.ones((4, 8), dtype)}
+        with pytest.raises(CompileError) as caught:
+            describe(tmp_path, config, {**TENSORS, **table})
+        assert caught.value.code == "QNT001"
+        assert causes(caught.value) == [f"quantised embeddings: `{EMBEDDINGS}.weight`"]
+        ignoring = {**config, "ignore": [EMBEDDINGS]}
+        if dtype == ml_dtypes.bfloat16:
+            assert only(describe(tmp_path, ignoring, {**TENSORS, **table})).module == MODULE
+
+
 @pytest.mark.parametrize("target", ["re:.*self_attn.*", "re:model.layers.*", MODULE])
 def test_a_group_may_name_linears_by_the_module_that_they_are_in(
     tmp_path: Path, target: str

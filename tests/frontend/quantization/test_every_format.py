@@ -249,7 +249,7 @@ def test_a_weight_that_the_config_leaves_out_is_named(quantized: Zoo, kind: str)
 @every_kind
 def test_8_bit_codes_that_no_linear_owns_are_named(quantized: Zoo, kind: str) -> None:
     whole = in_memory(quantized(kind))
-    name = "model.embed_tokens.weight"
+    name = "model.norm.weight"
     codes = whole.arrays[name].astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
     error = refusal(quantized(kind), whole.changed(name, codes))
     assert error.code == "QNT004"

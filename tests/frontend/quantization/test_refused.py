@@ -34,6 +34,7 @@ TENSOR_OF: dict[str, tuple[str, Any]] = {
     "SmoothQuant": (f"{MODULE}.pre_quant_scale", ml_dtypes.bfloat16),
     "MXFP8": (f"{MODULE}.weight_scale_inv", np.uint8),
     "integer weights": (f"{MODULE}.weight", np.int8),
+    "quantised embeddings": ("model.embed_tokens.weight", ml_dtypes.float8_e4m3fn),
     "e5m2fnuz": (f"{MODULE}.weight", ml_dtypes.float8_e5m2fnuz),
 }
 """Scheme -> name and type of a tensor that gives it away."""
