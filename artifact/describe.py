@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..backend_rngd.isa.container import Program
+from ..backend_rngd.isa.program import Program
 from ..frontend.parameters import ParameterSpec
 from ..models.config_types import Bucket, SchedulerConfig
 from ..models.mesh import Mesh

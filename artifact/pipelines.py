@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..backend_rngd.isa.container import Call, Piece, Program
 from ..backend_rngd.isa.instructions import Dma
+from ..backend_rngd.isa.program import Call, Piece, Program
 from ..runtime_sim.stages import Stage, reloaded, stages_of, starts_after_layers
 from .schema import PipelineTensor, StageCalls, Supertask
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..backend_rngd.isa.container import Program, read_program
+from ..backend_rngd.isa.container import read_program
 from ..backend_rngd.isa.machine import DEFAULT_MACHINE, load_machine
+from ..backend_rngd.isa.program import Program
 from ..frontend.checkpoint import Array, Checkpoint, TensorInfo
 from ..frontend.parameters import BoundParameters, ParameterSpec, bind_parameters
 from ..frontend.safetensors_checkpoint import SafetensorsCheckpoint, SafetensorsFile

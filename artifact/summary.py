@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..backend_rngd.isa.container import Program, read_program
+from ..backend_rngd.isa.container import read_program
+from ..backend_rngd.isa.program import Program
 from .reader import Artifact, read_artifact, sha256_of
 
 

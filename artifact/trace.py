@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import errors
-from ..backend_rngd.isa.container import Program
 from ..backend_rngd.isa.cost import ExecCost, dma_cost, exec_cost
 from ..backend_rngd.isa.instructions import Context, Dma, Exec, Fate, Instruction
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import DmaPlan, ExecPlan, Plan, plan_dma, plan_exec
+from ..backend_rngd.isa.program import Program
 from ..runtime_sim.timeline import TimedCommand, timeline
 from . import perfetto
 from .perfetto import Edge, Pattern, Strings

@@ -24,8 +24,6 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Block, OpResult, SSAValue
 
 from ..ir import provenance as locations
-from .isa.container import Binding, Call, Header, Program, Provenance, Region
-from .isa.container import Block as ProgramBlock
 from .isa.expand import Address, Issued
 from .isa.instructions import (
     MAX_STEPS,
@@ -40,6 +38,8 @@ from .isa.instructions import (
     Step,
 )
 from .isa.plan import REGION_SHIFT, DmaPlan, ExecPlan, plan_dma, plan_exec
+from .isa.program import Binding, Call, Header, Program, Provenance, Region
+from .isa.program import Block as ProgramBlock
 from .rngd import (
     AllocOp,
     BlockOp,

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .isa.container import Block, Call, Header, Piece, Program, Reload, StageCut
 from .isa.expand import Issued, expand_block
 from .isa.instructions import Birth, Control, Dma, Exec, Space
 from .isa.plan import SLICE_ADDRESS_BYTES, DmaPlan, ExecPlan, Footprint, Memory
+from .isa.program import Block, Call, Header, Piece, Program, Reload, StageCut
 from .isa.rules import DM_BYTES, SLICES_PER_PE
 
 Span = tuple[int, int]

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from programs import SHAPES, Model
 
 if TYPE_CHECKING:
-    from furiosa_llm.backend_rngd.isa.container import Program
     from furiosa_llm.backend_rngd.isa.machine import Machine
+    from furiosa_llm.backend_rngd.isa.program import Program
     from furiosa_llm.models.config_types import Bucket
 
 LEVELS = (0, 1, 2)
@@ -99,9 +99,9 @@ def necessary_bytes(config: Any, case: Case) -> int:
 
 def stream_cycles(size_bytes: int, machine: Machine, sharers: int) -> float:
     """One long DMA command from HBM to all slices, scaled to `size_bytes`."""
-    from furiosa_llm.backend_rngd.isa.container import Block, Call, Header, Program, Provenance
     from furiosa_llm.backend_rngd.isa.instructions import Context, Dma, Head, Side, Space
     from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES
+    from furiosa_llm.backend_rngd.isa.program import Block, Call, Header, Program, Provenance
     from furiosa_llm.runtime_sim.timing import time_program
 
     run, slices, rounds = 4096, 64, 4096

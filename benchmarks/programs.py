@@ -10,7 +10,7 @@ from build_cost import LLAMA_3_1_8B
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
-    from furiosa_llm.backend_rngd.isa.container import Program
+    from furiosa_llm.backend_rngd.isa.program import Program
     from furiosa_llm.models.config_types import Bucket
 
 TP8_SHARD: Mapping[str, Any] = {

@@ -23,8 +23,8 @@ from build_cost import LLAMA_3_1_8B
 from programs import Model
 
 if TYPE_CHECKING:
-    from furiosa_llm.backend_rngd.isa.container import Program
     from furiosa_llm.backend_rngd.isa.machine import Machine
+    from furiosa_llm.backend_rngd.isa.program import Program
 
 PREFILL = ((1, 512), (1, 1024))
 DECODE = ((1, 2048), (8, 2048), (16, 2048), (64, 2048), (128, 2048))

@@ -23,8 +23,8 @@ from headroom import Case, macs_per_cycle, necessary_bytes, stream_cycles
 from programs import LLAMA_3_1_70B, Model
 
 if TYPE_CHECKING:
-    from furiosa_llm.backend_rngd.isa.container import Program
     from furiosa_llm.backend_rngd.isa.machine import Machine
+    from furiosa_llm.backend_rngd.isa.program import Program
     from furiosa_llm.runtime_sim.breakdown import Part
     from furiosa_llm.runtime_sim.pipeline_timing import PipelineTiming
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .. import errors
-from ..backend_rngd.isa.container import Block, Call, Program, Provenance
 from ..backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_cost
 from ..backend_rngd.isa.cost_exchange import message_cycles
 from ..backend_rngd.isa.expand import MAX_ISSUED, MAX_NESTING, entry_path
@@ -13,6 +12,7 @@ from ..backend_rngd.isa.happens_before import sent_signals
 from ..backend_rngd.isa.instructions import Control, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import Plan, plan_dma, plan_exec
+from ..backend_rngd.isa.program import Block, Call, Program, Provenance
 from ..backend_rngd.isa.rank_rules import is_exchange
 from .clock import MESSAGE, PEER_SIGNAL, SIGNAL, Clock, Command, Exchange, Latencies, Repeat
 from .spread import Spread, command_spread, number_spread

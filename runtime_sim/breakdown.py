@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from ..backend_rngd.isa.container import Program
 from ..backend_rngd.isa.instructions import Space
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import DmaPlan
+from ..backend_rngd.isa.program import Program
 from ..backend_rngd.isa.rank_rules import is_exchange
 from .blocks import Costs, run_clock
 from .clock import MESSAGE, PEER_SIGNAL, SIGNAL

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import errors
-from ..backend_rngd.isa.container import Call, Program, TensorIo
 from ..backend_rngd.isa.expand import Issued, expand_block, expand_call, module_path
 from ..backend_rngd.isa.ordering import check_order, summary
 from ..backend_rngd.isa.plan import ExecPlan, Plan
+from ..backend_rngd.isa.program import Call, Program, TensorIo
 from .checks import check_dma, check_exec, work_of
 from .dma_values import Sides, bind_dma
 from .exec_values import Step, bind_exec

@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 
 from .. import errors
-from ..backend_rngd.isa.container import Relocation
 from ..backend_rngd.isa.dtypes import DType
 from ..backend_rngd.isa.layout import (
     BlockScaleLayout,
@@ -25,6 +24,7 @@ from ..backend_rngd.isa.layout import (
     RowTableLayout,
     ScaleLayout,
 )
+from ..backend_rngd.isa.program import Relocation
 from . import numerics
 
 Array = np.ndarray

@@ -22,23 +22,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .. import errors
-from ..backend_rngd.isa.container import Call, Program
 from ..backend_rngd.isa.expand import Issued, call_registers, expand_call
 from ..backend_rngd.isa.instructions import MAX_RANKS, Control, Exec, Indirect, Sink, Space
 from ..backend_rngd.isa.plan import DmaPlan, ExecPlan, Memory
+from ..backend_rngd.isa.program import Call, Program
 from ..backend_rngd.isa.rules import DM_BYTES
 from .axes import Axis, Pass
 from .commit import WRITTEN, Commit
 from .contraction import RegisterRows, group_axes
 from .dma_values import End, Sides, bind_end, region_of
-from .exec_values import (
-    PortAddresses,
-    is_move,
-    pass_of,
-    rows_window,
-    store_target,
-    store_window,
-)
+from .exec_values import PortAddresses, is_move, pass_of, rows_window, store_target, store_window
 from .hbm import Buffer, Region
 from .memory import ChipMemory
 from .ranks import Chips, Rank

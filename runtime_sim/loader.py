@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .. import errors
-from ..backend_rngd.isa.container import CacheIo, Program, Relocation
-from ..backend_rngd.isa.container import Region as RegionTable
 from ..backend_rngd.isa.layout import Derived, RankNumbers
+from ..backend_rngd.isa.program import CacheIo, Program, Relocation
+from ..backend_rngd.isa.program import Region as RegionTable
 from .budget import default_budget_bytes
 from .hbm import Buffer, DerivedTable, Parameter, PlacedRoom, Region, TensorSource
 

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backend_rngd.isa.container import Program
 from ..backend_rngd.isa.cost import dma_cost
 from ..backend_rngd.isa.instructions import Context, Dma, Head, Side, Space
 from ..backend_rngd.isa.machine import Machine
 from ..backend_rngd.isa.plan import DmaPlan, plan_dma
+from ..backend_rngd.isa.program import Program
 from .stages import Stage, reloaded, stages_of
 from .timing import ProgramTiming, time_program
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import errors
-from ..backend_rngd.isa.container import Call, Piece, Program, Reload
 from ..backend_rngd.isa.expand import Issued, expand_call
+from ..backend_rngd.isa.program import Call, Piece, Program, Reload
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from .. import errors
-from ..backend_rngd.isa.container import TensorIo
+from ..backend_rngd.isa.program import TensorIo
 
 Array = np.ndarray
 _NUMPY: dict[str, np.dtype[np.generic]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..backend_rngd.isa.container import Program
 from ..backend_rngd.isa.instructions import Context, Dma, Exec, Instruction
 from ..backend_rngd.isa.machine import Machine
+from ..backend_rngd.isa.program import Program
 from .blocks import Costs, row_name, run_clock
 from .clock import Event, Events
 

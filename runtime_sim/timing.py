@@ -17,10 +17,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from .. import errors
-from ..backend_rngd.isa.container import Block, Program
 from ..backend_rngd.isa.cost import DmaCost, multiplied_kind
 from ..backend_rngd.isa.instructions import Control, Exec
 from ..backend_rngd.isa.machine import Machine
+from ..backend_rngd.isa.program import Block, Program
 from .blocks import Costs, exchange_of, issues, row_name, run_clock
 from .clock import MESSAGE, PEER_SIGNAL, Exchange, Link
 from .spread import Spread, number_spread

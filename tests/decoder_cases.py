@@ -27,9 +27,9 @@ import torch
 from sequences import PADDING_ID, sequence_inputs
 from small_decoder import Decoder
 
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.layout import heads
 from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.ir.interpreter import TORCH_DTYPES, run
 from furiosa_llm.ir.types import dtype_of
 from furiosa_llm.runtime_sim.device import Device

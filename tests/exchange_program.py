@@ -13,19 +13,14 @@ from xdsl.ir import Block, Region
 
 from furiosa_llm.backend_rngd.emitter import Activation, Emitter, Ref
 from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
-from furiosa_llm.backend_rngd.isa.container import Program, Relocation, TensorIo
-from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.cut import Cut
 from furiosa_llm.backend_rngd.isa.layout import RowTableLayout, features_per_slice, plain
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
+from furiosa_llm.backend_rngd.isa.program import Program, Relocation, TensorIo
+from furiosa_llm.backend_rngd.isa.program import Region as HbmRegion
 from furiosa_llm.backend_rngd.kernels.exchange import AllReduce, pieces, put
 from furiosa_llm.backend_rngd.kernels.largest import Comparison
-from furiosa_llm.backend_rngd.kernels.quantize import (
-    InputScale,
-    looked_up,
-    quantize,
-    token_scales,
-)
+from furiosa_llm.backend_rngd.kernels.quantize import InputScale, looked_up, quantize, token_scales
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp
 from furiosa_llm.backend_rngd.tile import TilePass

@@ -6,12 +6,8 @@ from furiosa_llm.backend_rngd.isa.cost import DmaCost, ExecCost, dma_cost, exec_
 from furiosa_llm.backend_rngd.isa.instructions import Context, Dma, Exec, Head, Side
 from furiosa_llm.backend_rngd.isa.machine import Machine, load_machine
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, plan_dma, plan_exec
-from furiosa_llm.backend_rngd.isa.records import (
-    decode_dma,
-    decode_exec,
-    encode_dma,
-    encode_exec,
-)
+from furiosa_llm.backend_rngd.isa.record_decoding import decode_dma, decode_exec
+from furiosa_llm.backend_rngd.isa.record_encoding import encode_dma, encode_exec
 
 BOOK = load_machine("book")
 SLICE = SLICE_ADDRESS_BYTES

@@ -21,7 +21,7 @@ from xdsl.dialects.builtin import FunctionType, ModuleOp, bf16, i32
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
 from furiosa_llm.backend_rngd.encode import encode_program
-from furiosa_llm.backend_rngd.isa.container import Program
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.ir import nn, paged, provenance
 from furiosa_llm.ir.nn_parameters import NUMPY_DTYPES

@@ -14,8 +14,6 @@ from xdsl.ir import Block, Region
 
 from furiosa_llm.backend_rngd.emitter import Activation, Emitter, Ref
 from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
-from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
-from furiosa_llm.backend_rngd.isa.container import Relocation, TensorIo
 from furiosa_llm.backend_rngd.isa.layout import (
     WEIGHT_TYPES,
     BlockScaleLayout,
@@ -30,6 +28,8 @@ from furiosa_llm.backend_rngd.isa.layout import (
 )
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
+from furiosa_llm.backend_rngd.isa.program import Region as HbmRegion
+from furiosa_llm.backend_rngd.isa.program import Relocation, TensorIo
 from furiosa_llm.backend_rngd.kernels.linear import Scales, linear
 from furiosa_llm.backend_rngd.kernels.linear_groups import product_type
 from furiosa_llm.backend_rngd.kernels.rescale import load_number

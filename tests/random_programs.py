@@ -12,8 +12,6 @@ from xdsl.ir import Block, Region
 
 from furiosa_llm.backend_rngd.emitter import Emitter, Ref, bits
 from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
-from furiosa_llm.backend_rngd.isa.container import Program, TensorIo
-from furiosa_llm.backend_rngd.isa.container import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
@@ -28,6 +26,8 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     VectorOp,
 )
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
+from furiosa_llm.backend_rngd.isa.program import Program, TensorIo
+from furiosa_llm.backend_rngd.isa.program import Region as HbmRegion
 from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE
 from furiosa_llm.backend_rngd.place import PlacePass
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from furiosa_llm.backend_rngd.isa.container import (
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
+from furiosa_llm.backend_rngd.isa.cut import Cut
+from furiosa_llm.backend_rngd.isa.instructions import Instruction
+from furiosa_llm.backend_rngd.isa.program import (
     Binding,
     Block,
     Call,
@@ -20,11 +23,7 @@ from furiosa_llm.backend_rngd.isa.container import (
     Provenance,
     Region,
     TensorIo,
-    read_program,
-    write_program,
 )
-from furiosa_llm.backend_rngd.isa.cut import Cut
-from furiosa_llm.backend_rngd.isa.instructions import Instruction
 from furiosa_llm.runtime_sim.device import Device
 
 NAMES = {np.dtype(np.int32): "i32", np.dtype(np.float32): "f32"} | {

@@ -19,7 +19,9 @@ from furiosa_llm.artifact.describe import Binary, Build
 from furiosa_llm.artifact.parameter_files import ParameterFiles, copy_parameters
 from furiosa_llm.artifact.reader import running_version
 from furiosa_llm.artifact.schema import WeightsMode
-from furiosa_llm.backend_rngd.isa.container import (
+from furiosa_llm.backend_rngd.isa.container import write_program
+from furiosa_llm.backend_rngd.isa.instructions import Control
+from furiosa_llm.backend_rngd.isa.program import (
     Binding,
     Block,
     CacheIo,
@@ -29,9 +31,7 @@ from furiosa_llm.backend_rngd.isa.container import (
     Provenance,
     Region,
     StageCut,
-    write_program,
 )
-from furiosa_llm.backend_rngd.isa.instructions import Control
 from furiosa_llm.frontend.checkpoint import Array, TensorInfo
 from furiosa_llm.frontend.parameters import ParameterSpec, bind_parameters
 from furiosa_llm.models.config_types import Bucket, SchedulerConfig

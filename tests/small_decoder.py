@@ -14,7 +14,7 @@ from xdsl.dialects.builtin import FunctionType, IntegerAttr, ModuleOp, bf16, i32
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
 from furiosa_llm.backend_rngd.encode import encode_program
-from furiosa_llm.backend_rngd.isa.container import Program
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.backend_rngd.place import PlacePass
 from furiosa_llm.backend_rngd.rngd import AllocOp

@@ -19,8 +19,8 @@ from run_commands import make_program
 from small_decoder import Decoder
 
 from furiosa_llm.backend_rngd.isa.assembly import parse_command
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.instructions import Control, Instruction, Wait
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device
 

@@ -6,15 +6,6 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from furiosa_llm.backend_rngd.isa.container import (
-    Binding,
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    Region,
-)
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -40,6 +31,15 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
+from furiosa_llm.backend_rngd.isa.program import (
+    Binding,
+    Block,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+)
 from furiosa_llm.runtime_sim.timing import ProgramTiming
 
 BOOK = load_machine("book")

@@ -21,8 +21,8 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from ... import errors
-from .container import Block, Call, Program, Region
 from .instructions import Context, Control, Dma, Exec, Head, Instruction
+from .program import Block, Call, Program, Region
 
 MNEMONICS: dict[str, type[Any]] = {"exec": Exec, "dma": Dma, "repeat": Control}
 SINGULAR = {

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from ... import errors
-from .container import Block, Call, Program, Provenance
 from .instructions import REGISTERS, Context, Control, Dma, Exec, Instruction
 from .plan import REGION_SHIFT, ExecPlan, Plan, plan_dma, plan_exec
+from .program import Block, Call, Program, Provenance
 
 MAX_ISSUED = 1 << 18
 """Commands that one block may issue, a hundred times what blocks of real models do: a damaged file

@@ -23,7 +23,6 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from ... import errors
-from .container import Call, Program
 from .expand import Issued, expand_call, module_path
 from .happens_before import BEGUN, CONTEXTS, happens_before, rank_name
 from .instructions import REGISTERS, Context, Dma, Sink
@@ -36,6 +35,7 @@ from .plan import (
     Memory,
     half_spans,
 )
+from .program import Call, Program
 from .rules import TRF_HALF_BYTES
 
 NEVER = -1

@@ -5,10 +5,15 @@ What is reserved is zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .instructions import MAX_COUNTERS, MAX_LOOPS, MAX_STEPS
 from .vector_fields import MAX_COMPARATORS, MAX_GATES, MAX_SLOTS, MAX_VECTOR_OPS
+
+Record = Any
+"""One element of a structured array; numpy gives its fields no static types."""
 
 NO_REGISTER = 255
 NO_SEMAPHORE = 255

@@ -7,14 +7,7 @@ sums, behind the attention's output and behind the feed-forward part, over slots
 
 from __future__ import annotations
 
-from furiosa_llm.backend_rngd.isa.container import (
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import write_program
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Commit,
@@ -35,6 +28,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Wait,
 )
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES
+from furiosa_llm.backend_rngd.isa.program import Block, Call, Header, Program, Provenance
 from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE
 
 GIVEN = "<partial>"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.machine import Machine
+from furiosa_llm.backend_rngd.isa.program import Program
 
 from .coverage import fitted_half
 from .predict import work_cycles

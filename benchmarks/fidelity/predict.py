@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import correlation, mean, median
 
-from furiosa_llm.backend_rngd.isa.container import Program, read_program
+from furiosa_llm.backend_rngd.isa.container import read_program
 from furiosa_llm.backend_rngd.isa.machine import Machine
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.runtime_sim.spread import Spread
 from furiosa_llm.runtime_sim.timing import ProgramTiming, interval_us, time_program
 

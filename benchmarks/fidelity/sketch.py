@@ -17,8 +17,9 @@ from xdsl.ir import Region as IrRegion
 
 from furiosa_llm.backend_rngd.emitter import Emitter, Index, Ref
 from furiosa_llm.backend_rngd.encode import content_attribute, encode_program
-from furiosa_llm.backend_rngd.isa.container import Region, write_program
+from furiosa_llm.backend_rngd.isa.container import write_program
 from furiosa_llm.backend_rngd.isa.plan import SLICE_ADDRESS_BYTES, Memory
+from furiosa_llm.backend_rngd.isa.program import Region
 from furiosa_llm.backend_rngd.isa.rules import SLICES_PER_PE
 from furiosa_llm.backend_rngd.place import PlacePass
 from furiosa_llm.backend_rngd.rngd import BlockOp, BufferType, CallOp, ProgramOp, RegionOp, RepeatOp

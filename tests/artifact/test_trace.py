@@ -14,7 +14,6 @@ from timed_programs import program as timed_program
 from trace_reader import TraceContent, read_trace
 
 from furiosa_llm.artifact.trace import encode_trace, write_trace
-from furiosa_llm.backend_rngd.isa.container import Block, Call, Header, Program, Provenance
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -41,6 +40,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
+from furiosa_llm.backend_rngd.isa.program import Block, Call, Header, Program, Provenance
 from furiosa_llm.errors import FuriosaLLMError
 from furiosa_llm.runtime_sim.timing import time_program
 

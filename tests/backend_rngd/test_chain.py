@@ -12,11 +12,12 @@ from small_decoder import Decoder
 from xdsl.context import Context
 
 from furiosa_llm.backend_rngd.chain import ChainPass
-from furiosa_llm.backend_rngd.isa.container import Call, Program, read_program, write_program
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.instructions import Context as Queue
 from furiosa_llm.backend_rngd.isa.instructions import Dma
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.program import Call, Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.timeline import timeline

@@ -26,9 +26,9 @@ from xdsl.dialects import test
 from xdsl.dialects.builtin import bf16, f16, f32
 from xdsl.ir import SSAValue
 
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.instructions import Control, Dma
 from furiosa_llm.backend_rngd.isa.layout import RowsLayout, plain
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.kernels.quantize import has_groups
 from furiosa_llm.backend_rngd.lower_quant import reason_against
 from furiosa_llm.backend_rngd.tile import TilePass

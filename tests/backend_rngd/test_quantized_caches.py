@@ -13,25 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_cases import (
-    CODES_BOUND,
-    SLOTS,
-    Case,
-    check,
-    parameters_of,
-    relative_rms,
-    simulated,
-)
+from decoder_cases import CODES_BOUND, SLOTS, Case, check, parameters_of, relative_rms, simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sequences import sequence_inputs
 from small_decoder import Decoder
 from xdsl.context import Context
 
-from furiosa_llm.backend_rngd import tile
+from furiosa_llm.backend_rngd import lower_function
 from furiosa_llm.backend_rngd.encode import encode_program
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.instructions import Dma
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.kernels import attention_rows, attention_tiling
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.ir.interpreter import run
@@ -137,7 +129,7 @@ GROUPED = {
 def test_groups_of_slices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a segment's price alone and in groups, in this order, the second is the lower one.
     prices = itertools.cycle([1.0, 0.0])
-    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
+    monkeypatch.setattr(lower_function, "_cycles", lambda blocks, ranks: next(prices))
     check(GROUPED[name])
 
 

@@ -22,8 +22,8 @@ from small_decoder import Decoder, Scheme
 from xdsl.context import Context
 
 from furiosa_llm.backend_rngd.encode import encode_program
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.pipeline import backend_phase
 from furiosa_llm.ir.dist import FORWARD, CutAttr, cuts_of
 from furiosa_llm.ir.dist_interpreter import take

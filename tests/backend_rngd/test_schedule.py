@@ -11,9 +11,10 @@ from small_decoder import Decoder
 from xdsl.context import Context
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import Program, write_program
+from furiosa_llm.backend_rngd.isa.container import write_program
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.rngd import AllocOp, BlockOp, DmaOp, ExecOp
 from furiosa_llm.backend_rngd.schedule import LEVELS, SchedulePass
 from furiosa_llm.models.config_types import Bucket

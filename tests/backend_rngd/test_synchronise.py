@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 from small_decoder import Decoder
 
-from furiosa_llm.backend_rngd.isa.container import Program
-from furiosa_llm.backend_rngd.isa.instructions import (
-    Context,
-    Control,
-    Dma,
-    Exec,
-    Head,
-    Side,
-    Space,
-)
+from furiosa_llm.backend_rngd.isa.instructions import Context, Control, Dma, Exec, Head, Side, Space
 from furiosa_llm.backend_rngd.isa.ordering import Node, check_order
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.backend_rngd.isa.record_types import MAX_SIGNALS
 from furiosa_llm.backend_rngd.synchronise import _Head, _signaller
 from furiosa_llm.errors import CompileError, SimulationFault

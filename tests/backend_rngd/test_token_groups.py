@@ -10,7 +10,7 @@ from small_decoder import Decoder
 from xdsl.context import Context
 from xdsl.dialects.builtin import StringAttr
 
-from furiosa_llm.backend_rngd import tile
+from furiosa_llm.backend_rngd import lower_function, tile
 from furiosa_llm.backend_rngd.encode import encode_program
 from furiosa_llm.backend_rngd.pipeline import DIALECTS, backend_phase
 from furiosa_llm.backend_rngd.rngd import TilingOp
@@ -60,14 +60,14 @@ CASES = {
 def test_values_do_not_depend_on_the_grouping(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a segment's price alone and in groups, in this order, the second is the lower one.
     prices = itertools.cycle([1.0, 0.0])
-    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
+    monkeypatch.setattr(lower_function, "_cycles", lambda blocks, ranks: next(prices))
     check(CASES[name])
 
 
 @pytest.mark.parametrize("algorithm", ["scatter_gather", "rotate"])
 def test_sums_over_ranks_work_in_groups(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prices = itertools.cycle([1.0, 0.0])
-    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
+    monkeypatch.setattr(lower_function, "_cycles", lambda blocks, ranks: next(prices))
     case = CASES["several kv heads"]
     module, context = case.decoder.module(), make_context(DIALECTS)
     shard = [step for step in shard_phase(2) if not isinstance(step, LowerCollectivesPass)]
@@ -90,10 +90,11 @@ def test_sums_over_ranks_work_in_groups(algorithm: str, monkeypatch: pytest.Monk
 def test_pinned_groups_are_taken_whatever_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = CASES["several kv heads"].decoder
     prices = itertools.cycle([1.0, 0.0])
-    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: next(prices))
+    monkeypatch.setattr(lower_function, "_cycles", lambda blocks, ranks: next(prices))
     chosen = _tilings(decoder, ())
     assert any("groups=4" in record for record in chosen.values())
-    monkeypatch.setattr(tile, "_cycles", lambda blocks, ranks: 1.0)  # alone, if there is a choice
+    # Alone, if there is a choice.
+    monkeypatch.setattr(lower_function, "_cycles", lambda blocks, ranks: 1.0)
     assert not any("groups=4" in record for record in _tilings(decoder, ()).values())
     assert _tilings(decoder, tuple(f"{name}: {text}" for name, text in chosen.items())) == chosen
 

@@ -13,8 +13,8 @@ from furiosa_llm.artifact import reader as reader_module
 from furiosa_llm.artifact import trace as trace_module
 from furiosa_llm.artifact.profile import fold_layers
 from furiosa_llm.artifact.reader import Artifact
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.machine import Machine, load_machine
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.cli.main import main
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.models.mesh import make_mesh

@@ -27,7 +27,8 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.machine import load_machine
 from furiosa_llm.backend_rngd.isa.plan import plan_exec
-from furiosa_llm.backend_rngd.isa.records import decode_exec, encode_exec
+from furiosa_llm.backend_rngd.isa.record_decoding import decode_exec
+from furiosa_llm.backend_rngd.isa.record_encoding import encode_exec
 from furiosa_llm.runtime_sim.timing import time_program
 
 BOOK = load_machine("book")

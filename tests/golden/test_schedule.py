@@ -14,7 +14,7 @@ import pytest
 from golden_commands import SLICE, dma, time_dma, time_exec
 from run_commands import make_program
 
-from furiosa_llm.backend_rngd.isa.container import Program, read_program, write_program
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
@@ -42,6 +42,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Wait,
 )
 from furiosa_llm.backend_rngd.isa.machine import load_machine
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.runtime_sim.timing import time_program
 
 SCHEDULER = load_machine("scheduler")

@@ -7,15 +7,6 @@ from hypothesis import given
 from random_commands import commands
 
 from furiosa_llm.backend_rngd.isa.assembly import disassemble, format_command, parse_command
-from furiosa_llm.backend_rngd.isa.container import (
-    Binding,
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    Region,
-)
 from furiosa_llm.backend_rngd.isa.instructions import (
     Birth,
     Commit,
@@ -32,6 +23,15 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Step,
     Stream,
     Wait,
+)
+from furiosa_llm.backend_rngd.isa.program import (
+    Binding,
+    Block,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
 )
 from furiosa_llm.errors import BinaryError
 

@@ -13,19 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from furiosa_llm.backend_rngd.isa.container import (
-    PREAMBLE,
-    Binding,
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    Region,
-    len_padded,
-    read_program,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import PREAMBLE, len_padded, read_program, write_program
 from furiosa_llm.backend_rngd.isa.instructions import (
     Commit,
     Context,
@@ -42,6 +30,15 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Wait,
 )
 from furiosa_llm.backend_rngd.isa.machine import load_machine
+from furiosa_llm.backend_rngd.isa.program import (
+    Binding,
+    Block,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+)
 from furiosa_llm.errors import BinaryError, SimulationFault
 from furiosa_llm.runtime_sim.timing import time_program
 

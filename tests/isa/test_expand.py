@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import Binding, Block, Call, Header, Program, Provenance
 from furiosa_llm.backend_rngd.isa.expand import (
     MAX_ISSUED,
     MAX_NESTING,
@@ -27,6 +26,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Space,
     Step,
 )
+from furiosa_llm.backend_rngd.isa.program import Binding, Block, Call, Header, Program, Provenance
 
 REGION = 1 << 40
 

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from furiosa_llm.backend_rngd.isa.container import (
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
+from furiosa_llm.backend_rngd.isa.instructions import Control
+from furiosa_llm.backend_rngd.isa.layout import (
+    RowsLayout,
+    RowTableLayout,
+    ScaleLayout,
+    VectorLayout,
+    plain,
+)
+from furiosa_llm.backend_rngd.isa.program import (
     Block,
     Call,
     Header,
@@ -15,16 +24,6 @@ from furiosa_llm.backend_rngd.isa.container import (
     Region,
     Relocation,
     TensorIo,
-    read_program,
-    write_program,
-)
-from furiosa_llm.backend_rngd.isa.instructions import Control
-from furiosa_llm.backend_rngd.isa.layout import (
-    RowsLayout,
-    RowTableLayout,
-    ScaleLayout,
-    VectorLayout,
-    plain,
 )
 from furiosa_llm.errors import BinaryError
 

@@ -10,15 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import (
-    Binding,
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    Region,
-)
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.expand import expand_commands
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -48,6 +39,15 @@ from furiosa_llm.backend_rngd.isa.ordering import (
     completed_before,
     conflicts,
     dependencies,
+)
+from furiosa_llm.backend_rngd.isa.program import (
+    Binding,
+    Block,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
 )
 
 MAIN, SUB, DMA = Context.MAIN, Context.SUB, Context.DMA

@@ -8,15 +8,7 @@ from dataclasses import replace
 import pytest
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import (
-    Block,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    read_program,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.expand import expand_commands
 from furiosa_llm.backend_rngd.isa.happens_before import happens_before
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -38,6 +30,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.ordering import check_order
 from furiosa_llm.backend_rngd.isa.plan import plan_dma
+from furiosa_llm.backend_rngd.isa.program import Block, Call, Header, Program, Provenance
 
 MAIN, DMA = Context.MAIN, Context.DMA
 FREE, ARRIVED, MADE, USED = range(4)

@@ -28,15 +28,9 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Step,
     Stream,
 )
+from furiosa_llm.backend_rngd.isa.record_decoding import decode_control, decode_dma, decode_exec
+from furiosa_llm.backend_rngd.isa.record_encoding import encode_control, encode_dma, encode_exec
 from furiosa_llm.backend_rngd.isa.record_types import CONTROL, DMA, EXEC
-from furiosa_llm.backend_rngd.isa.records import (
-    decode_control,
-    decode_dma,
-    decode_exec,
-    encode_control,
-    encode_dma,
-    encode_exec,
-)
 from furiosa_llm.errors import BinaryError
 
 COPY = Exec(

@@ -10,20 +10,7 @@ import numpy as np
 import pytest
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import (
-    Binding,
-    Block,
-    CacheIo,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    Region,
-    Relocation,
-    TensorIo,
-    read_program,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Alu,
@@ -54,6 +41,18 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Wait,
 )
 from furiosa_llm.backend_rngd.isa.layout import RowTableLayout, plain
+from furiosa_llm.backend_rngd.isa.program import (
+    Binding,
+    Block,
+    CacheIo,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+    Relocation,
+    TensorIo,
+)
 from furiosa_llm.runtime_sim import device as device_module
 from furiosa_llm.runtime_sim.device import Device
 from furiosa_llm.runtime_sim.hbm import Parameter, PlacedRoom

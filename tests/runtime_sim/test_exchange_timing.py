@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from timed_programs import BOOK, SLICE, add, block_cycles, load, program
 
-from furiosa_llm.backend_rngd.isa.container import Program
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost
 from furiosa_llm.backend_rngd.isa.instructions import (
     Context,
@@ -18,6 +17,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Wait,
 )
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
+from furiosa_llm.backend_rngd.isa.program import Program
 from furiosa_llm.runtime_sim.timeline import timeline
 from furiosa_llm.runtime_sim.timing import time_program
 

@@ -47,7 +47,8 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     VectorOp,
 )
 from furiosa_llm.backend_rngd.isa.plan import plan_exec
-from furiosa_llm.backend_rngd.isa.records import decode_exec, encode_exec
+from furiosa_llm.backend_rngd.isa.record_decoding import decode_exec
+from furiosa_llm.backend_rngd.isa.record_encoding import encode_exec
 from furiosa_llm.backend_rngd.isa.rules import TRF_HALF_BYTES, result_dtype
 from furiosa_llm.backend_rngd.isa.units import (
     ALU_OPS,

@@ -14,20 +14,7 @@ from hypothesis import strategies as st
 from scalar_ranks import ScalarRanks
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import (
-    Binding,
-    Block,
-    CacheIo,
-    Call,
-    Header,
-    Program,
-    Provenance,
-    Region,
-    Relocation,
-    TensorIo,
-    read_program,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.cut import Cut
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
@@ -58,6 +45,18 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.layout import RankNumbers, RowTableLayout, VectorLayout, plain
 from furiosa_llm.backend_rngd.isa.ordering import check_order
+from furiosa_llm.backend_rngd.isa.program import (
+    Binding,
+    Block,
+    CacheIo,
+    Call,
+    Header,
+    Program,
+    Provenance,
+    Region,
+    Relocation,
+    TensorIo,
+)
 from furiosa_llm.runtime_sim.device import Device
 
 SLICE = 1 << 22

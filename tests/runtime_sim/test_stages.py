@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 from small_decoder import Decoder
 
 from furiosa_llm import errors
-from furiosa_llm.backend_rngd.isa.container import (
-    Piece,
-    Program,
-    Reload,
-    StageCut,
-    read_program,
-    write_program,
-)
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.instructions import Dma, Space
 from furiosa_llm.backend_rngd.isa.machine import load_machine
+from furiosa_llm.backend_rngd.isa.program import Piece, Program, Reload, StageCut
 from furiosa_llm.backend_rngd.stage_cuts import Spans, with_stage_cuts
 from furiosa_llm.models.config_types import Bucket
 from furiosa_llm.runtime_sim.device import Device

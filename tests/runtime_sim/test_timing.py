@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from timed_programs import BOOK, add, block_cycles, bodies, cycles, load, program
 
-from furiosa_llm.backend_rngd.isa.container import Program, Region, read_program, write_program
+from furiosa_llm.backend_rngd.isa.container import read_program, write_program
 from furiosa_llm.backend_rngd.isa.cost import dma_cost, exec_cost, uses_vector_engine
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.expand import expand_commands
@@ -34,6 +34,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
     Wait,
 )
 from furiosa_llm.backend_rngd.isa.plan import ExecPlan, plan_exec
+from furiosa_llm.backend_rngd.isa.program import Program, Region
 from furiosa_llm.errors import SimulationFault
 from furiosa_llm.runtime_sim.timing import FINISH_ROW, LAUNCH_ROW, time_program
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalar_machine import ScalarMachine
 
-from furiosa_llm.backend_rngd.isa.container import Relocation
 from furiosa_llm.backend_rngd.isa.dtypes import DType
 from furiosa_llm.backend_rngd.isa.instructions import (
     Birth,
@@ -28,6 +27,7 @@ from furiosa_llm.backend_rngd.isa.instructions import (
 )
 from furiosa_llm.backend_rngd.isa.layout import RowsLayout, plain
 from furiosa_llm.backend_rngd.isa.plan import plan_dma, plan_exec
+from furiosa_llm.backend_rngd.isa.program import Relocation
 from furiosa_llm.runtime_sim import dma_values
 from furiosa_llm.runtime_sim.dma_values import Sides, bind_dma
 from furiosa_llm.runtime_sim.exec_values import bind_exec
