@@ -769,7 +769,7 @@ def loss_not_allowed(rows: Iterable[str]) -> CompileError:
     """QNT009: tensors would not be carried over exactly, and nobody allowed it; lists all."""
     return CompileError(
         "QNT009",
-        "quantised tensors cannot be carried over exactly",
+        "tensors cannot be carried over exactly",
         cause=_bullets(rows),
         next_step="name the tensors that may change with `--allow-lossy PATTERN`",
     )
@@ -815,6 +815,19 @@ def quantization_not_compiled(problems: Iterable[str]) -> CompileError:
         "the checkpoint's quantisation cannot be compiled",
         cause=_bullets(problems),
         next_step="use another FP8 checkpoint of the model, or its bf16 checkpoint",
+    )
+
+
+def weights_quantized_otherwise(checkpoint: str, problems: Iterable[str]) -> CompileError:
+    """QNT023: an artifact's weights are codes and those of a checkpoint are not, or the other way
+    round; lists all of them."""
+    return CompileError(
+        "QNT023",
+        "the weights are not quantised as the artifact's are",
+        at=checkpoint,
+        cause=_bullets(problems),
+        next_step="use the checkpoint that the artifact was built from; for weights that the build "
+        "quantises (`--quantization-artifact-path`), an artifact that was built with weights",
     )
 
 

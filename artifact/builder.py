@@ -227,7 +227,7 @@ class ArtifactBuilder:
             bound = tensors.bind(model.parameters)
         if bound is not None and weights == "link":
             stored = link_parameters(directory, bound)
-        ledger = tensors.ledger(bound)
+        ledger = tensors.ledger(bound, model.frequencies)
         for line in show_losses(check_losses(ledger, self.allow_lossy)):
             warn(line)
         files |= write_all(directory, {LEDGER_FILE: schema.to_json(ledger).encode()})

@@ -53,6 +53,8 @@ class CompiledModel:
     """An imported model; binaries are compiled as they are asked for, until it is closed."""
 
     parameters: tuple[ParameterSpec, ...]
+    frequencies: tuple[float, ...] | None
+    """Of the rotary embeddings; None if there are none, or several kinds."""
     binaries: Generator[CompiledBucket]
 
 
@@ -74,13 +76,14 @@ def compile_model(
     Raises: FRO007, QNT021 and QNT022 (import), BCKxxx and VED005 (backend), BLD016 (pins), BLD019
     (a worker).
     """
-    from ..frontend.declarations import declared_parameters
+    from ..frontend.declarations import declared_parameters, rotary_frequencies
 
     progress("importing the model")
     module = import_shared(config, quantization, options.last_token_only, dump_ir)
     name = str(config.architectures[0])
     return CompiledModel(
         tuple(declared_parameters(module)),
+        rotary_frequencies(module),
         _binaries(module, name, buckets, options, dump_ir, progress, workers),
     )
 

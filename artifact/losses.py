@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..frontend.checkpoint import Array
-from ..frontend.parameters import BoundParameters, ParameterSpec
+from ..frontend.parameters import PLAIN_FLOATS, BoundParameters, ParameterSpec
 from ..frontend.safetensors_checkpoint import STORED_NAMES
 from .ledger import Decision
 
@@ -15,10 +15,21 @@ CHUNK_BYTES = 1 << 24
 """How much of a tensor is compared at once."""
 
 
-def losses(bound: BoundParameters) -> dict[str, Decision]:
+FREQUENCIES = "rotary_emb.inv_freq"
+"""How names of buffers end that older versions of transformers wrote for each layer, and newer ones
+ignore: they are computed from the config."""
+
+FREQUENCY_ULPS = 2
+"""How far a stored frequency may be from the computed one: powers are rounded differently."""
+
+
+def losses(
+    bound: BoundParameters, frequencies: Sequence[float] | None = None
+) -> dict[str, Decision]:
     """Tensor -> what happens to it, of those that are converted or that the model has no use for.
 
-    Values that are converted are looked at: they may all be numbers of both types.
+    Values that are converted are looked at: they may all be numbers of both types. `frequencies`
+    are those of the model's rotary embeddings, None if it has none or several kinds.
     """
     decided = {}
     for name, spec in bound.specs.items():
@@ -26,8 +37,34 @@ def losses(bound: BoundParameters) -> dict[str, Decision]:
         if bound.checkpoint.tensors[stored].dtype != spec.dtype:
             decided[stored] = _conversion(bound, stored, spec)
     for name in bound.extra:
-        decided[name] = Decision("", "dropped", "the model has no parameter of this name")
+        if frequencies is not None and name.endswith(FREQUENCIES):
+            decided[name] = _recomputed(bound.checkpoint.read(name), frequencies)
+        else:
+            decided[name] = Decision("", "dropped", "the model has no parameter of this name")
     return decided
+
+
+def _recomputed(stored: Array, frequencies: Sequence[float]) -> Decision:
+    """Frequencies are constants in the binaries, as the config gives them, whatever is stored."""
+    if _equal_when_rounded(stored, np.array(frequencies)):
+        where = "constants in the binaries"
+        return Decision(where, "exact", f"the config's, within {FREQUENCY_ULPS} units of rounding")
+    return Decision("", "dropped", "these are not the frequencies that the config gives")
+
+
+def _equal_when_rounded(stored: Array, expected: Array) -> bool:
+    """Within `FREQUENCY_ULPS` of the stored type or f32, whichever is coarser.
+
+    Positive floats are ordered as their bits are, so bits tell how many numbers lie in between.
+    """
+    if stored.shape != expected.shape or stored.dtype not in PLAIN_FLOATS:
+        return False
+    kind = min(stored.dtype, np.dtype(np.float32), key=lambda dtype: dtype.itemsize)
+    found, wanted = (
+        values.astype(kind).view(f"u{kind.itemsize}").astype(np.int64)
+        for values in (stored, expected)
+    )
+    return bool((np.abs(found - wanted) <= FREQUENCY_ULPS).all())
 
 
 def _conversion(bound: BoundParameters, stored: str, spec: ParameterSpec) -> Decision:

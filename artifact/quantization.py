@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +43,19 @@ class ModelTensors:
         """The parameters, found to fit. Raises: CKP005."""
         return bind_parameters(declared, self.checkpoint, tied=self.source.tied)
 
-    def ledger(self, bound: BoundParameters | None) -> Ledger:
+    def ledger(
+        self, bound: BoundParameters | None, frequencies: Sequence[float] | None = None
+    ) -> Ledger:
         """A row for each tensor of the checkpoint; values are looked at if there are `bound` ones.
 
+        `frequencies` are those of the model's rotary embeddings, which old checkpoints store.
         Raises: QNT005 for scales, QNT011 for codes.
         """
         if self.source.kind == "gguf":
             return make_gguf_ledger(self.stored.tensors)
         decisions, remarks = {}, {}
         if bound is not None:
-            decisions = losses(bound)
+            decisions = losses(bound, frequencies)
             if self.compiled is not None and self.described is not None:
                 check_scale_values(self.compiled, self.checkpoint.path, self.checkpoint.read)
                 remarks = check_codes(self.described, self.stored)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -26,10 +27,13 @@ from ..runtime_sim.pipeline_timing import PipelineTiming, time_stages
 from ..runtime_sim.timing import ProgramTiming, time_program
 from . import schema
 from .ledger import LEDGER_FILE, Ledger
-from .other_weights import check_other_weights
+from .other_weights import check_alike, check_other_weights
 from .schema import ArtifactDescription, Manifest, RuntimeConfig, Sharding
 
 HASH_CHUNK_BYTES = 1 << 20
+
+Warn = Callable[[str], None]
+"""Told what a user should know, a line at a time."""
 
 
 def running_version() -> str:
@@ -122,17 +126,23 @@ class Artifact:
         program, loaded = self.program(bucket), load_machine(machine)
         return time_stages(program, loaded, starts, sharers=sharers, cards=cards)
 
-    def parameters(self, weights_from: Path | None = None) -> BoundParameters:
+    def parameters(
+        self, weights_from: Path | None = None, warn: Warn = warnings.warn
+    ) -> BoundParameters:
         """A source of parameters by name: the artifact's own, or those of another directory.
 
-        Nothing is read before a tensor is asked for, but codes and scales of another directory.
+        Nothing is read before a tensor is asked for, but codes, scales and what is of another type
+        in another directory. `warn` is told what is rounded of its tensors, or not used.
         Raises: RUN006 without weights, ART007, CKP001 to CKP005 and CKP007; for another directory
-        QNT003, QNT005 and QNT011, too.
+        QNT003, QNT005, QNT011 and QNT023, too.
         """
-        checkpoint = self._checkpoint(weights_from)
-        bound = bind_parameters(self._declared(), checkpoint, self.manifest.tied)
+        declared, checkpoint = self._declared(), self._checkpoint(weights_from)
         if weights_from is not None:
-            check_other_weights(bound)
+            check_alike(declared, checkpoint)
+        bound = bind_parameters(declared, checkpoint, self.manifest.tied)
+        if weights_from is not None:
+            for line in check_other_weights(bound):
+                warn(line)
         return bound
 
     def has_file(self, name: str) -> bool:

@@ -12,7 +12,7 @@ import click
 from .. import errors
 from .model_options import OPTION, STAGES, model_options
 from .parallel import devices_option, pipeline_options
-from .progress import progress
+from .progress import progress, warn
 
 
 def _buckets(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> Any:
@@ -45,10 +45,6 @@ def _model_and_output(model_id: str | None, positionals: Sequence[str]) -> tuple
 
 LEVELS: dict[str, Any] = {"0": 0, "1": 1, "2": 2}
 """Values of -O."""
-
-
-def _warn(message: str) -> None:
-    click.echo(f"warning: {message}", err=True)
 
 
 @click.command("build")
@@ -232,7 +228,7 @@ def command(
             weights=weights,
             dump_ir=dump_ir,
             progress=report,
-            warn=_warn,
+            warn=warn,
             explain=tilings.extend if explain_tiling else None,
         )
     if as_json:

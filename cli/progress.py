@@ -1,4 +1,4 @@
-"""Progress on stderr, for commands that take more than two seconds."""
+"""Progress and warnings on stderr."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
             self._next_line = now + QUIET_SECONDS
             self._timer = None
+
+
+def warn(message: str) -> None:
+    """Something that the user should know, and that stops nothing."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import click
 
 from .. import errors
 from .parallel import devices_option, pipeline_options
-from .progress import progress
+from .progress import progress, warn
 
 if TYPE_CHECKING:
     from ..llm.outputs import Metrics, RequestOutput
@@ -94,6 +94,7 @@ def command(
             num_blocks_per_pp_stage=num_blocks_per_pp_stage,
             weights_from=weights_from,
             on_step=lambda step: report(f"ran {step.bucket.name}: {step.cycles} cycles"),
+            warn=warn,
         )
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         outputs = llm.generate(

@@ -162,6 +162,13 @@ table below says that it is only a warning. GGUF files are `dequantized` by desi
 A checkpoint in f32 or f16 that is not quantised is rounded to bf16 (`requantized`), with a
 warning as well; tensors whose values are all bf16 numbers are `exact`.
 
+A tensor that the model has no use for is `dropped`. The frequencies of rotary embeddings
+(`rotary_emb.inv_freq`), which old checkpoints hold for each layer, are `exact` where they are those
+that the config gives, within two units of rounding: binaries hold these as constants.
+
+`run --weights-from DIR` warns of what is rounded or not used. Codes for an artifact that takes
+none, or none for one that takes them, are refused (QNT023).
+
 A scale that is missing, has another shape than its weight needs, or scales nothing is an error that
 names it (QNT003), and so is one that is zero, negative, NaN or infinite (QNT005), and a weight
 with codes that are no numbers (QNT011). Where no code of a checkpoint is above 240, the ledger

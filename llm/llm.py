@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -15,7 +16,7 @@ from typing import cast
 import numpy as np
 
 from .. import errors
-from ..artifact.reader import Artifact, read_artifact
+from ..artifact.reader import Artifact, Warn, read_artifact
 from .engine import Device, run_to_end
 from .kv_blocks import KvBlocks
 from .outputs import CompletionOutput, Metrics, RequestOutput, Step
@@ -66,6 +67,7 @@ class LLM:
         kv_cache_slots: int | None = None,
         seed: int = 0,
         on_step: OnStep = lambda _: None,
+        warn: Warn = warnings.warn,
     ) -> LLM:
         """Open an artifact for generation; binaries and weights are read when first needed.
 
@@ -73,7 +75,7 @@ class LLM:
         machine description. `kv_cache_slots` is the number of tokens that each replica's KV cache
         holds, one of them for padding; by default what the largest bucket needs, but no more than
         the build's `paged_attention_num_blocks`. `seed` is for sampling without a seed of its own.
-        `on_step` is told of every run of a binary.
+        `on_step` is told of every run of a binary, `warn` what is lost of weights from elsewhere.
 
         `devices`, replicas and pipeline stages are those of the build unless they are given;
         nothing is compiled again. The tensor-parallel size is the artifact's.
@@ -91,7 +93,7 @@ class LLM:
             pp=pipeline_parallel_size,
             sizes=num_blocks_per_pp_stage,
         )
-        source = artifact.parameters(None if weights_from is None else Path(weights_from))
+        source = artifact.parameters(None if weights_from is None else Path(weights_from), warn)
         slots = kv_cache_slots or _default_slots(artifact)
         replicas = [
             SimulatedDevice(

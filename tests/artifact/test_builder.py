@@ -73,7 +73,7 @@ def compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             CompiledBucket(bucket, write_program(idle_program(bucket)), (), SHARDS)
             for bucket in buckets
         )
-        return CompiledModel(specs_in(model), binaries)
+        return CompiledModel(specs_in(model), None, binaries)
 
     monkeypatch.setattr(builder_module, "compile_model", compile_model)
     return asked

@@ -42,6 +42,31 @@ def test_tensors_without_a_use_are_dropped() -> None:
     }
 
 
+THETA = 10000.0
+FREQUENCIES = [THETA ** (-2 * index / 64) for index in range(32)]
+ROTARY = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+def decide(stored: np.ndarray, frequencies: list[float] | None = FREQUENCIES) -> Decision:
+    tensors = {"w": np.ones(3, BF16), ROTARY: stored}
+    bound = bind_parameters([ParameterSpec("w", (3,), BF16)], MemoryCheckpoint(tensors))
+    return losses(bound, frequencies)[ROTARY]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16, np.float64])
+def test_stored_frequencies_are_those_of_the_config(dtype: type) -> None:
+    """As old versions of transformers computed and stored them, in whatever type the model has."""
+    exponents = np.arange(0, 64, 2, dtype=np.float32) / np.float32(64)
+    stored: np.ndarray = (np.float32(1.0) / np.float32(THETA) ** exponents).astype(dtype)
+    assert decide(stored).verdict == "exact"
+    assert decide(stored, None).verdict == "dropped"
+    changed = stored.copy()
+    changed[17] *= np.array(1.05, dtype)
+    for other in (changed, stored[:-1], stored * 0, stored * np.array(np.nan, dtype)):
+        reason = "these are not the frequencies that the config gives"
+        assert decide(other) == Decision("", "dropped", reason)
+
+
 def test_a_tied_tensor_is_judged_by_the_name_it_is_stored_under() -> None:
     tensors = {"lm_head.weight": np.full((2, 2), 1.001, np.float32)}
     spec = ParameterSpec("embed.weight", (2, 2), BF16)

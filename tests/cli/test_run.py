@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fake_device import CYCLES, FakeDevice, greedy_answer
-from small_artifact import tokenizer_json, write_artifact
+from safetensors.numpy import save_file
+from small_artifact import ARRAYS, tokenizer_json, write_artifact
 
-from furiosa_llm.artifact.reader import read_artifact
+from furiosa_llm.artifact.reader import Warn, read_artifact
 from furiosa_llm.cli.main import main
 from furiosa_llm.llm.llm import LLM
 from furiosa_llm.llm.placement import place
@@ -28,6 +30,7 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> None:
         data_parallel_size: int | None,
         pipeline_parallel_size: int | None,
         num_blocks_per_pp_stage: tuple[int, ...] | None,
+        warn: Warn,
     ) -> LLM:
         artifact = read_artifact(path)
         placement = place(
@@ -37,7 +40,7 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> None:
             pp=pipeline_parallel_size,
             sizes=num_blocks_per_pp_stage,
         )
-        artifact.parameters(weights_from)
+        artifact.parameters(weights_from, warn)
         replicas = [FakeDevice(200) for _ in range(placement.mesh.dp)]
         return LLM(artifact, replicas, on_step=on_step)
 
@@ -142,6 +145,20 @@ def test_without_weights_the_checkpoint_must_be_named(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr[:13]) == (1, "error[CKP001]")
     result = run(path, "--prompt-token-ids", "1", "--weights-from", str(tmp_path / "not-there"))
     assert (result.exit_code, result.stderr[:13]) == (2, "error[ENV004]")
+
+
+def test_weights_that_are_rounded_are_said(tmp_path: Path) -> None:
+    path, weights = write_artifact(tmp_path / "a", weights="skip"), tmp_path / "weights"
+    weights.mkdir()
+    stored = {name: array.astype(np.float32) + np.float32(0.001) for name, array in ARRAYS.items()}
+    save_file({**stored, "other": np.ones(3, np.float32)}, weights / "model.safetensors")
+    result = run(path, "--prompt-token-ids", "1", "--weights-from", str(weights))
+    assert result.exit_code == 0, result.output
+    rounded, dropped = result.stderr.splitlines()
+    assert rounded.startswith(f"warning: {len(ARRAYS)} tensors are requantized (F32, such as ")
+    assert dropped == (
+        "warning: 1 tensor is dropped (F32, such as other): the model has no parameter of this name"
+    )
 
 
 def test_replicas_divide_the_prompts(artifact: Path) -> None:
