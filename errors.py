@@ -535,14 +535,18 @@ def tokenizer_unusable(directory: str, reason: str) -> CompileError:
 # --- checkpoint ---
 
 
-def no_weights(directory: str) -> CompileError:
-    """CKP001: weights are asked for, but the directory has none."""
+def no_weights(directory: str, pickles: Sequence[str] = ()) -> CompileError:
+    """CKP001: weights are asked for, but the directory has none that are safe to read."""
+    cause, how = "neither model.safetensors nor model.safetensors.index.json is there", ""
+    if pickles:
+        cause += f", and {pickles[0]} would run code when read"
+        how = ", or write them with transformers' `save_pretrained`"
     return CompileError(
         "CKP001",
         "the model has no weights",
         at=directory,
-        cause="neither model.safetensors nor model.safetensors.index.json is there",
-        next_step="download the safetensors files, or build with `--weights skip`",
+        cause=cause,
+        next_step=f"download the safetensors files{how}, or build with `--weights skip`",
     )
 
 
@@ -576,6 +580,17 @@ def incomplete_shards(index: str, problems: Iterable[str]) -> CompileError:
         at=index,
         cause=_bullets(problems),
         next_step="download the files named above again",
+    )
+
+
+def tensors_stored_twice(directory: str, problems: Iterable[str]) -> CompileError:
+    """CKP008: several files hold the same tensor; lists all of them."""
+    return CompileError(
+        "CKP008",
+        "the checkpoint has tensors twice",
+        at=directory,
+        cause=_bullets(problems),
+        next_step="remove the files that do not belong to the checkpoint, or download it again",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from .. import errors
 from .checkpoint import Checkpoint
-from .safetensors_checkpoint import SafetensorsCheckpoint, has_weights
+from .safetensors_checkpoint import SafetensorsCheckpoint, has_weights, no_weights_in
 from .source import ModelSource
 
 CONFIG_FILE = "config.json"
@@ -48,7 +48,7 @@ class HuggingFaceSource(ModelSource):
     @cached_property
     def checkpoint(self) -> Checkpoint:
         if not self.has_weights:
-            raise errors.no_weights(str(self.path))
+            raise no_weights_in(self.path)
         return SafetensorsCheckpoint(self.path)
 
     @cached_property

@@ -1,4 +1,8 @@
-"""Safetensors files, single or sharded, mapped into memory and read tensor by tensor."""
+"""Safetensors files, single or sharded, mapped into memory and read tensor by tensor.
+
+All tensors of the shards that an index names belong to the checkpoint, also those that it does not
+list: transformers loads them, too.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .. import errors
+from ..errors import CompileError
 from .checkpoint import Array, TensorInfo
 
 SINGLE_FILE = "model.safetensors"
@@ -111,7 +116,10 @@ class SafetensorsCheckpoint:
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name, shard by shard. Raises: CKP001, CKP002, CKP003, CKP004, CKP007."""
+        """Every tensor by name, shard by shard.
+
+        Raises: CKP001 to CKP004, CKP007, CKP008.
+        """
         return {name: file.tensors[name] for name, file in self._file_of.items()}
 
     def read(self, name: str) -> Array:
@@ -134,7 +142,7 @@ class SafetensorsCheckpoint:
         if single.is_file():
             file = SafetensorsFile(single)
             return dict.fromkeys(file.tensors, file)
-        raise errors.no_weights(self.path)
+        raise no_weights_in(self.directory)
 
 
 def has_weights(directory: Path) -> bool:
@@ -142,8 +150,18 @@ def has_weights(directory: Path) -> bool:
     return (directory / SINGLE_FILE).is_file() or (directory / INDEX_FILE).is_file()
 
 
+def no_weights_in(directory: Path) -> CompileError:
+    """CKP001, which names files in torch's own format if there are any."""
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    return errors.no_weights(str(directory), pickles)
+
+
 def _sharded(index: Path) -> Mapping[str, SafetensorsFile]:
-    """The file of each tensor. Raises: CKP003, CKP004 with every missing shard and tensor."""
+    """The file of each tensor.
+
+    Raises: CKP003, CKP004 with every missing shard and tensor, CKP008 with those that are there
+    twice: libraries differ in which one they take.
+    """
     shard_of = _read_index(index)
     files = {name: SafetensorsFile(index.parent / name) for name in sorted(set(shard_of.values()))}
     missing = [name for name, file in files.items() if not file.path.is_file()]
@@ -159,7 +177,28 @@ def _sharded(index: Path) -> Mapping[str, SafetensorsFile]:
     ]
     if absent:
         raise errors.incomplete_shards(str(index), absent)
-    return {tensor: files[shard] for tensor, shard in shard_of.items()}
+    _check_once(index.parent, files)
+    listed = {tensor: files[shard] for tensor, shard in shard_of.items()}
+    every = {tensor: file for file in files.values() for tensor in file.tensors}
+    return {**listed, **every}
+
+
+def _check_once(directory: Path, files: Mapping[str, SafetensorsFile]) -> None:
+    """Raises: CKP008."""
+    if SINGLE_FILE not in files and (directory / SINGLE_FILE).is_file():
+        problem = f"{SINGLE_FILE} is there, and {INDEX_FILE} names other files"
+        raise errors.tensors_stored_twice(str(directory), [problem])
+    holders: dict[str, list[str]] = {}
+    for shard, file in files.items():
+        for tensor in file.tensors:
+            holders.setdefault(tensor, []).append(shard)
+    twice = [
+        f"`{tensor}` is in {' and in '.join(shards)}"
+        for tensor, shards in holders.items()
+        if len(shards) > 1
+    ]
+    if twice:
+        raise errors.tensors_stored_twice(str(directory), twice)
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -106,6 +106,41 @@ def test_every_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
     assert "first.safetensors does not hold `d`" in caught.value.cause
 
 
+def test_tensors_that_the_index_does_not_list_are_there(sharded: Path) -> None:
+    write_index(sharded, b="first.safetensors", c="second.safetensors")
+    checkpoint = SafetensorsCheckpoint(sharded)
+    assert list(checkpoint.tensors) == ["b", "c", "a"]
+    assert checkpoint.read("a")[0] == 1
+
+
+def test_a_tensor_in_two_shards_is_refused_by_name(sharded: Path) -> None:
+    save_file({"c": np.ones(2, np.float32), "b": np.ones(2)}, sharded / "second.safetensors")
+    with pytest.raises(CompileError) as caught:
+        _ = SafetensorsCheckpoint(sharded).tensors
+    assert caught.value.code == "CKP008"
+    assert "`b` is in first.safetensors and in second.safetensors" in caught.value.cause
+
+
+def test_two_checkpoints_in_one_directory_are_refused(sharded: Path) -> None:
+    """transformers would take the single file, vLLM the shards."""
+    save_file({"a": np.ones(2, np.float32)}, sharded / "model.safetensors")
+    with pytest.raises(CompileError, match=r"model\.safetensors is there") as caught:
+        _ = SafetensorsCheckpoint(sharded).tensors
+    assert caught.value.code == "CKP008"
+    write_index(sharded, a="model.safetensors")
+    assert list(SafetensorsCheckpoint(sharded).tensors) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickled_weights_are_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CompileError) as caught:
+        _ = SafetensorsCheckpoint(tmp_path).tensors
+    assert caught.value.code == "CKP001"
+    assert f"{name} would run code when read" in caught.value.cause
+    assert "save_pretrained" in caught.value.next_step
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}'],
