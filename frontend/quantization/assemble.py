@@ -31,6 +31,7 @@ T = TypeVar("T")
 KV_NAMES = (
     ("k_scale", "v_scale"),
     ("k_proj.k_scale", "v_proj.v_scale"),
+    ("qkv_proj.k_scale", "qkv_proj.v_scale"),
     ("k_proj.output_scale", "v_proj.output_scale"),
     ("kv_scale", "kv_scale"),
 )

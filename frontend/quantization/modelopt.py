@@ -43,17 +43,21 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
 
     Raises: QNT001 for another algorithm, QNT002 to QNT004.
     """
-    algorithm = config.text("quant_algo").upper()
+    cache = config.text("kv_cache_quant_algo", "none").upper()
+    # Where only caches are quantised, nothing is said about weights.
+    algorithm = config.text("quant_algo", None if cache == "NONE" else "none").upper()
+    scheme: LinearScheme | None
     if algorithm == PER_BLOCK_ALGORITHM:
         size = _block_size(config, Modules(checkpoint.tensors))
         scheme = LinearScheme(per_block(size, size), NO_ACTIVATION)
+    elif algorithm == "NONE":
+        scheme = None
     elif algorithm in SCHEMES:
         scheme = SCHEMES[algorithm]
     else:
         raise errors.unsupported_quantization(
             config.file, [(f"modelopt {algorithm}", _scaled(checkpoint))]
         )
-    cache = config.text("kv_cache_quant_algo", "none").upper()
     if cache not in ("NONE", "FP8"):
         raise errors.unsupported_quantization(config.file, [(f"modelopt KV cache {cache}", [])])
 

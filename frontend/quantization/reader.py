@@ -18,6 +18,7 @@ from .refused import holds_integers, refused_schemes
 
 MODELOPT_FILE = "hf_quant_config.json"
 CONFIG_FILE = "config.json"
+CONFIG_NAMES = ("quantization_config", "compression_config")
 
 Reader = Callable[[ConfigFields, Checkpoint], Quantization]
 
@@ -72,11 +73,18 @@ def _embedded(file: Path) -> tuple[str, ConfigFields] | None:
     if not file.is_file():
         return None
     whole = ConfigFields(str(file), _read_json(file))
-    config = whole.section("quantization_config") or whole.section("compression_config")
+    config = _quantization_of(whole)
     if config is None:
         return None
     method = config.text("quant_method")
     return method, modelopt.embedded(config) if method == "modelopt" else config
+
+
+def _quantization_of(whole: ConfigFields) -> ConfigFields | None:
+    """Under today's name or an older one, for the whole model or for the part that writes text."""
+    parts = (part for part in (whole, whole.section("text_config")) if part is not None)
+    named = (part.section(name) for part in parts for name in CONFIG_NAMES)
+    return next((config for config in named if config is not None), None)
 
 
 def _reader_of(method: str, config: ConfigFields, checkpoint: Checkpoint) -> Reader:
