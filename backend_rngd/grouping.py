@@ -9,6 +9,7 @@ from xdsl.ir import Operation, SSAValue
 
 from ..ir import dist, nn, paged, quant
 from ..ir.types import shape_of
+from .block_needs import Crossing
 from .isa.layout import FeatureOrder, features_per_slice, plain
 from .isa.rules import SLICES_PER_PE
 from .kernels.attention_tiling import dealt_run
@@ -27,12 +28,19 @@ TOKENS_RANK = 3
 def groupable(
     segment: Iterable[Operation],
     orders: Mapping[SSAValue, FeatureOrder],
+    crossings: Mapping[SSAValue, Crossing],
     sequences: int,
     tokens: int,
 ) -> bool:
-    """Whether each operator's kernel can work on a chunk's tokens in groups."""
+    """Whether each operator's kernel can work on a chunk's tokens in groups.
+
+    `crossings` are values that earlier segments have left in HBM, as all slices hold them.
+    """
     own = set(segment)
     if tokens % (GROUPS * RING):
+        return False
+    entering = {value for op in own for value in op.operands if value.owner not in own}
+    if not all(_keeps_units(crossings[value].order) for value in entering & crossings.keys()):
         return False
     return all(_suits(op, orders, own, sequences, tokens // GROUPS) for op in own)
 
@@ -59,13 +67,14 @@ def _suits(
         case nn.RmsNormOp():
             return _slices_used(order(op.x)) % RING == 0 and len(shape_of(op.x)) == TOKENS_RANK
         case nn.RopeOp():
-            return rotates_in_groups(order(op.x), RING)
+            return _keeps_units(order(op.x)) and rotates_in_groups(order(op.x), RING)
         case paged.AttentionOp():
             q = order(op.q.owner.x if isinstance(op.q.owner, nn.RopeOp) else op.q)
             one = shape_of(op.cache)[1] == 1 and sequences == 1
-            return one and divides(q, RING) and dealt_run(q, RING, tokens) is not None
+            return one and _keeps_units(q) and dealt_run(q, RING, tokens) is not None
         case paged.WriteOp():
-            return collects_in_groups(order(before_codes(op.k)), RING, tokens)
+            k = order(before_codes(op.k))
+            return _keeps_units(k) and collects_in_groups(k, RING, tokens)
         case nn.BinaryOp():
             return is_scalar(op.b) or shape_of(op.a) == shape_of(op.b)
         case dist.AllReduceOp():
@@ -100,4 +109,9 @@ def _holds(value: SSAValue, order: FeatureOrder, own: set[Operation]) -> bool:
     leaves = any(
         use.operation not in own or isinstance(use.operation, func.ReturnOp) for use in value.uses
     )
-    return not leaves or unit_positions(order, RING) == features_per_slice(order)
+    return not leaves or _keeps_units(order)
+
+
+def _keeps_units(order: FeatureOrder) -> bool:
+    """Whether what one of 64 slices would hold stays together in a slice of a group."""
+    return divides(order, RING) and unit_positions(order, RING) == features_per_slice(order)

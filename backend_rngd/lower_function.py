@@ -112,7 +112,7 @@ class _FunctionLowering:
         parts = self._parts_of_groups(segment)
         orders = feature_orders(self.function.body.block)
         if not parts or not all(
-            groupable(segment, orders, part.sequences, part.count) for part in parts
+            groupable(segment, orders, self.crossings, part.sequences, part.count) for part in parts
         ):
             return None
         try:

@@ -48,6 +48,16 @@ CASES = {
         ),
         (384,),
     ),
+    # Queries in chunks of what one of 64 slices would hold: nothing turns them, so all slices do.
+    "heads in chunks": Case(
+        Decoder(Bucket.prefill(1, 384), hidden=256, heads=10, kv_heads=1, head_dim=128, layers=1),
+        (371,),
+    ),
+    # Attention leaves them whole, and the product after it would take chunks.
+    "heads that attention leaves": Case(
+        Decoder(Bucket.prefill(1, 384), hidden=1024, heads=20, kv_heads=5, head_dim=64, layers=1),
+        (371,),
+    ),
     # The slices of a group cannot hold the queries in equal parts: attention is not grouped.
     "heads that groups do not divide": Case(
         Decoder(Bucket.prefill(1, 256), hidden=256, heads=5, kv_heads=1, head_dim=64, layers=1),
