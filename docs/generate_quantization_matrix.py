@@ -183,6 +183,9 @@ scales and ends in another one is refused (QNT022).
 A quantised `lm_head` is a linear layer like any other. If the config ties it to the embeddings,
 which are other numbers, `tie_word_embeddings` has to say first that it is not tied (QNT004).
 
+`scale_fmt: ue8m0` is taken to be about stored scales alone: those of inputs are f32 numbers.
+transformers rounds them up to powers of two on some GPUs, and not on others.
+
 The tables are made from the code by `make docs`: each cell is what readers, pass and backend say
 to a small checkpoint (`docs/quantization_cells.py`), and a test reads each of them with data in it.
 """

@@ -57,7 +57,8 @@ def read(config: ConfigFields, checkpoint: Checkpoint) -> Quantization:
 def _check_types(config: ConfigFields, checkpoint: Checkpoint) -> None:
     """Raises: QNT001 for quantised embeddings; QNT002 for a type that the format does not have.
 
-    `scale_fmt` is about how scales are stored, which their tensors say themselves.
+    `scale_fmt` is about how scales are stored, which their tensors say themselves. Scales of inputs
+    stay f32 numbers; transformers rounds them up to powers of two on some GPUs, not on others.
     """
     for key, known in (("scale_fmt", ("float", "ue8m0")), ("fmt", ("e4m3",))):
         if config.text(key, known[0]) not in known:
