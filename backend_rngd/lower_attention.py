@@ -16,7 +16,6 @@ from .kernels.attention import CacheScales, Inputs, PagedAttention
 from .kernels.attention_tiling import attention_rounds, dealt_run
 from .kernels.cache import write_cache
 from .kernels.rope import load_angles, rope
-from .lower_quant import becomes_codes
 from .tokens import INDEX_BYTES, WORD_BYTES
 
 PADDING_POSITION = 1
@@ -96,7 +95,6 @@ def lower_attention(state: BlockState, op: paged.AttentionOp) -> Activation:
         rounds,
         op.scale.value.data,
         inputs,
-        is_read_everywhere=becomes_codes(op.y),
     ).run()
 
 

@@ -29,17 +29,20 @@ from .isa.rules import VRF_BYTES
 from .kernels.largest import Comparison
 from .kernels.linear import Scales
 from .kernels.quantize import (
+    ColumnScale,
     InputScale,
+    Scale,
     dequantize,
     group_scales,
     has_groups,
+    load_columns,
     looked_up,
     quantize,
     token_scales,
 )
 from .kernels.rescale import load_number
 from .tiling_search import ProductKey
-from .value_uses import Linear
+from .value_uses import HEADS_RANK, Linear
 
 WEIGHTS: Mapping[Attribute, DType] = MappingProxyType(
     {bf16: DType.BF16, f8e4m3: DType.F8E4M3, f8e5m2: DType.F8E5M2}
@@ -73,15 +76,6 @@ def is_for_cache(op: quant.QuantizeOp) -> bool:
     return all(isinstance(use.operation, paged.WriteOp) for use in op.y.uses)
 
 
-def becomes_codes(value: SSAValue) -> bool:
-    """Whether a value, perhaps in another shape, is measured or quantised: in all slices."""
-    users = [use.operation for use in value.uses]
-    return any(
-        becomes_codes(op.y) if isinstance(op, nn.ReshapeOp) else isinstance(op, Quantizing)
-        for op in users
-    )
-
-
 def is_computed(scale: SSAValue) -> bool:
     """Whether the program computes a scale; others are parameters."""
     return measured_by(scale) is not None
@@ -93,6 +87,17 @@ def measured_by(scale: SSAValue) -> quant.DynamicScaleOp | None:
     while isinstance(owner, dist.AllReduceOp) and not owner.is_sum:
         owner = owner.x.owner
     return owner if isinstance(owner, quant.DynamicScaleOp) else None
+
+
+def is_of_columns(scale: SSAValue, codes: SSAValue) -> bool:
+    """Whether a stored scale has a number for each column of what it belongs to."""
+    shape = shape_of(scale)
+    return not is_computed(scale) and shape != (1,) and shape == shape_of(codes)[-1:]
+
+
+def stand_for_values(scale: SSAValue, codes: SSAValue) -> bool:
+    """Whether codes are kept as what they mean: no sum over them has one scale."""
+    return group_of(scale) is not None or is_of_columns(scale, codes)
 
 
 def group_of(scale: SSAValue) -> int | None:
@@ -107,8 +112,9 @@ def group_of(scale: SSAValue) -> int | None:
 class ChunkScales:
     """The scales of a chunk's activations: numbers are loaded once, others are computed.
 
-    Codes that share scales in groups inside a token are multiplied by them at once: sums over
-    several groups have no scale of their own. So such codes stand for what they mean, in bf16.
+    Codes of a token with several scales, of groups or of columns, are multiplied by them at once:
+    sums over several of them have no scale of their own. So such codes stand for what they mean,
+    in bf16.
     """
 
     emit: Emitter
@@ -117,6 +123,7 @@ class ChunkScales:
     known: dict[SSAValue, InputScale] = field(default_factory=dict)
     tokens: dict[SSAValue, int] = field(default_factory=dict)
     """How many tokens have a scale of their own."""
+    columns: dict[tuple[SSAValue, FeatureOrder], ColumnScale] = field(default_factory=dict)
 
     def compute(self, op: quant.DynamicScaleOp, x: Activation) -> None:
         """The scale of each token, or of each group in a token."""
@@ -142,13 +149,23 @@ class ChunkScales:
 
     def apply(self, op: quant.QuantizeOp | quant.DequantizeOp, x: Activation) -> Activation:
         """The operator's result; codes are bytes for a cache, bf16 numbers for all else."""
-        grouped, scale = group_of(op.scale) is not None, self.of(op.scale)
+        scale, mean_values = self._of(op, x), stand_for_values(op.scale, op.y)
         if isinstance(op, quant.DequantizeOp):
-            return x if grouped else dequantize(self.emit, x, scale)
+            return x if mean_values else dequantize(self.emit, x, scale)
         codes = quantize(self.emit, x, scale)
-        if grouped:
+        if mean_values:
             return dequantize(self.emit, codes, scale)
         return codes if is_for_cache(op) else looked_up(self.emit, codes)
+
+    def _of(self, op: quant.QuantizeOp | quant.DequantizeOp, x: Activation) -> Scale:
+        if not is_of_columns(op.scale, op.y):
+            return self.of(op.scale)
+        key = op.scale, x.order
+        if key not in self.columns:
+            shape = shape_of(op.scale)
+            layout = ScaleLayout(order=x.order, per_slice=x.per_slice, shape=shape, rows=1)
+            self.columns[key] = load_columns(self.emit, self.parameter(op.scale, layout), x)
+        return self.columns[key]
 
     def of_product(self, op: Linear, key: ProductKey, y: Activation) -> Scales | None:
         """The scales of a product."""
@@ -227,12 +244,18 @@ def _order_read(value: SSAValue) -> FeatureOrder | None:
 
 def _reason_against_scale(scale: SSAValue, codes: SSAValue) -> str | None:
     measured, made = measured_by(scale), codes.owner
-    if measured is None:
-        return None if math.prod(shape_of(scale)) == 1 else "stored scales of several inputs"
-    if group_of(measured.y) and scale is not measured.y:
+    if measured is not None and group_of(measured.y) and scale is not measured.y:
         return "scales of groups that lie across ranks"
-    if group_of(scale) and not (isinstance(made, quant.QuantizeOp) and made.scale is scale):
-        return "codes in groups that were made by other scales"
+    if measured is None and math.prod(shape_of(scale)) > 1:
+        if not is_of_columns(scale, codes):
+            return "stored scales of several tokens"
+        if len(shape_of(codes)) == HEADS_RANK:
+            return "stored scales of the columns of each head"
+    scales = {scale, made.scale} if isinstance(made, quant.QuantizeOp) else {scale}
+    if len(scales) > 1 and any(stand_for_values(each, codes) for each in scales):
+        return "codes of several scales that were made by others"
+    if not isinstance(made, quant.QuantizeOp) and stand_for_values(scale, codes):
+        return "codes of several scales that no operator makes"
     return None
 
 

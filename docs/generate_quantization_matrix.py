@@ -152,9 +152,10 @@ scale, and how its inputs are quantised; for each attention module the scales of
 
 - `exact`: codes and scales are carried over as they are stored, bit for bit.
 - `unverified (a warning)`: the ledger says what was assumed, because the format is not public.
-- `QNT001`, `QNT022`, `BCK001`: refused by name, with the tensors concerned, because the scheme is
-  none of those that are imported, because there are no operators for it, or because the backend has
-  no kernel for linear layers quantised so ([errors](errors.md)).
+- `QNT001`, `QNT022`: refused by name, with the tensors concerned, because the scheme is none of
+  those that are imported, or because there are no operators for it ([errors](errors.md)). The
+  backend refuses some sizes (BCK001): blocks whose columns are no multiple of 16, and groups of
+  inputs that a rank's part cuts.
 
 `quantization_ledger.json` in the artifact has one row for every tensor of the checkpoint. What is
 not `exact` there fails the build (QNT009), unless `--allow-lossy PATTERN` names the tensor or the

@@ -33,7 +33,7 @@ class Scheme:
 
     weights: Literal["tensor", "channel"] | tuple[int, int] = "channel"
     """What has a scale; rows and columns of a block."""
-    inputs: Literal["none", "tensor", "token", "group"] = "none"
+    inputs: Literal["none", "tensor", "column", "token", "group"] = "none"
     group: int = 0
     """Neighbours of a token that share a scale."""
     scale_dtype: Attribute = bf16
@@ -101,8 +101,9 @@ class Decoder:
         if self.scheme is not None:
             for name, weight in self.matrices.items():
                 shapes[f"{name}_scale"] = self.scheme.scale_shape(weight)
-                if self.scheme.inputs == "tensor":
-                    shapes[f"{name}_input_scale"] = (1,)
+                if self.scheme.inputs in ("tensor", "column"):
+                    stored = 1 if self.scheme.inputs == "tensor" else weight[1]
+                    shapes[f"{name}_input_scale"] = (stored,)
         if self.cache_scales is not None:
             shapes |= {"k_cache_scale": (1,), "v_cache_scale": ()}
         return shapes
@@ -163,8 +164,9 @@ class Decoder:
         each = each[: wide.shape[0], : wide.shape[1]]
         codes = np.clip(wide / each, -LARGEST_CODE, LARGEST_CODE).astype(CODES)
         found = {name: codes, f"{name}_scale": scale.reshape(self.parameters[f"{name}_scale"])}
-        if scheme.inputs == "tensor":
-            found[f"{name}_input_scale"] = rng.uniform(0.005, 0.01, 1).astype(np.float32)
+        stored = self.parameters.get(f"{name}_input_scale")
+        if stored is not None:
+            found[f"{name}_input_scale"] = rng.uniform(0.005, 0.01, stored).astype(np.float32)
         return found
 
     def module(self) -> ModuleOp:
@@ -286,6 +288,9 @@ class _ModuleBuilder:
             x_scale = _add(block, quant.DynamicScaleOp(x, group=group), module)
         if x_scale is not None:
             x = _add(block, quant.QuantizeOp(x, x_scale), module)
+        if scheme.inputs == "column":
+            assert x_scale is not None
+            x, x_scale = _add(block, quant.DequantizeOp(x, x_scale), module), None
         rows, columns = scheme.block_of((n, k))
         op = quant.LinearOp(
             x, w[name], w[f"{name}_scale"], x_scale, bias, rows=rows, columns=columns, dtype=bf16

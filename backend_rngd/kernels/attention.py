@@ -35,7 +35,6 @@ from ..isa.instructions import (
 )
 from ..isa.layout import heads
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
-from ..isa.rules import SLICES_PER_PE
 from . import attention_masks
 from .attention_masks import Masks
 from .attention_moves import RowMoves
@@ -110,8 +109,6 @@ class PagedAttention:
     """What the slices work on, one after another (`attention_rounds`)."""
     scale: float
     inputs: Inputs
-    is_read_everywhere: bool = False
-    """Whether slices without heads are read, too; products read those of heads alone."""
 
     def run(self) -> Activation:
         """Emit all rounds; the output's padding positions that are read are zero."""
@@ -155,8 +152,6 @@ class PagedAttention:
 
     def _zero_tail(self, out: Activation) -> None:
         covered, slices = out.order.positions, out.slices_read
-        if self.is_read_everywhere and out.groups == 1:
-            slices = SLICES_PER_PE
         if covered == slices * out.per_slice:
             return
         # Whole slices only: heads are written later, into the slices that they own.

@@ -18,7 +18,7 @@ from ..isa.instructions import (
     Context,
     Counter,
     Fate,
-    Gate,
+    Generate,
     Op,
     Placement,
     Reduce,
@@ -33,6 +33,7 @@ from ..isa.layout import CHUNK, FeatureOrder, features_per_slice
 from ..isa.plan import SLICE_ADDRESS_BYTES, Memory
 from ..isa.rules import SLICES_PER_PE, VRF_BYTES
 from .linear import NUMBER_BYTES
+from .linear_groups import load_units
 
 RUN = 8
 """bf16 elements per packet: a cast to f32 gives a whole flit."""
@@ -52,6 +53,16 @@ class InputScale:
     per_token: bool
     parts: int = 1
     """A token's numbers in a slice, for as many equal runs of its positions there."""
+
+
+@dataclass(frozen=True)
+class ColumnScale:
+    """f32 in data memory [unit][position]: a number for each of a slice's positions."""
+
+    ref: Ref
+
+
+Scale = InputScale | ColumnScale
 
 
 def token_scales(emit: Emitter, x: Activation) -> InputScale:
@@ -94,14 +105,16 @@ def has_groups(order: FeatureOrder, group: int) -> bool:
 
 
 def _magnitudes(emit: Emitter, x: Activation, parts: int) -> Ref:
-    """max |x| of each token and part of a slice's positions, in 8 bytes; of the slices in use."""
-    maxima = emit.alloc(Memory.DM, x.tokens * parts * NUMBER_BYTES, "magnitudes")
-    unused = x.groups == 1 and x.slices_used < SLICES_PER_PE
+    """max |x| of each token and part of a slice's positions, in 8 bytes; zero in unused slices."""
+    count = x.tokens * parts
+    maxima = emit.alloc(Memory.DM, count * NUMBER_BYTES, "magnitudes")
+    if _slices(x) < SLICES_PER_PE:
+        _zero(emit, maxima, count)
     part_bytes = x.row_bytes // parts
     emit.exec(
         Context.MAIN,
         [
-            Counter(x.tokens * parts, a=part_bytes, commit=NUMBER_BYTES),
+            Counter(count, a=part_bytes, commit=NUMBER_BYTES),
             Counter(x.units, fate=Fate.VSUM, a=x.unit_bytes),
             Counter(part_bytes // (2 * RUN), fate=Fate.VSUM, a=2 * RUN),
         ],
@@ -114,12 +127,30 @@ def _magnitudes(emit: Emitter, x: Activation, parts: int) -> Ref:
             imm=(MAGNITUDE, 0, 0),
             reduce=Reduce.MAX,
             reduce_columns=True,
-            # Slices without features may hold anything.
-            gates=(Gate(0, SLICES_PER_PE - 1, x.slices_used),) if unused else (),
         ),
         commit=Commit(columns=2, column_stride=4),
+        valid_slices=_slices(x),
     )
     return maxima
+
+
+def _slices(x: Activation) -> int:
+    """Slices that hold features, or zeros beside them; nobody has written to the others."""
+    return x.slices_read if x.groups == 1 else SLICES_PER_PE
+
+
+def _zero(emit: Emitter, numbers: Ref, count: int) -> None:
+    run = NUMBER_BYTES // 4 * math.gcd(4, count)
+    emit.exec(
+        Context.SUB,
+        [Counter(count * NUMBER_BYTES // (4 * run), commit=4 * run)],
+        Stream(run),
+        a=None,
+        dtype=DType.F32,
+        out=numbers,
+        commit=Commit(columns=run, column_stride=4),
+        generate=Generate(),
+    )
 
 
 TO_SCALE = (
@@ -218,7 +249,7 @@ def _straddling(emit: Emitter, x: Activation, maxima: Ref, chunks: int, ring: in
     return scales
 
 
-def quantize(emit: Emitter, x: Activation, scale: InputScale) -> Activation:
+def quantize(emit: Emitter, x: Activation, scale: Scale) -> Activation:
     """The codes nearest to x / scale, a byte each; the cast saturates."""
     divide = VectorOp(Alu.FP_DIV, Op.DIV, y=Source.VRF)
     return _scaled(emit, x, scale, divide, "codes", DType.F8E4M3)
@@ -238,21 +269,56 @@ def looked_up(emit: Emitter, codes: Activation) -> Activation:
         dtype=DType.F8E4M3,
         out=wide.ref,
         commit=Commit(columns=CHUNK, column_stride=2),
+        valid_slices=_slices(codes),
     )
     return wide
 
 
-def dequantize(emit: Emitter, codes: Activation, scale: InputScale) -> Activation:
+def dequantize(emit: Emitter, codes: Activation, scale: Scale) -> Activation:
     """codes · scale, rounded once to bf16; codes are bytes or bf16 numbers."""
     multiply = VectorOp(Alu.MUL0, Op.MUL, y=Source.VRF)
     return _scaled(emit, codes, scale, multiply, "dequantized", DType.BF16)
 
 
+def load_columns(emit: Emitter, scale: Ref, x: Activation) -> ColumnScale:
+    """Scales of x's columns, in HBM as a `ScaleLayout` of its order.
+
+    Padding has a scale of zero there, and no zero is divided by zero here.
+    """
+    stored = load_units(emit, scale, x, DType.F32)
+    count = x.units * x.unit
+    least = emit.alloc(Memory.DM, 4 * count, "column_scales")
+    emit.exec(
+        Context.SUB,
+        [Counter(count // RUN, a=4 * RUN, commit=4 * RUN)],
+        Stream(RUN),
+        a=stored,
+        dtype=DType.F32,
+        out=least,
+        vector=Vector(
+            (VectorOp(Alu.CLIP_MAX, Op.MAX, y=Source.IMM0),), imm=(bits(LEAST_SCALE), 0, 0)
+        ),
+        commit=Commit(columns=RUN, column_stride=4),
+    )
+    return ColumnScale(least)
+
+
 def _scaled(
-    emit: Emitter, x: Activation, scale: InputScale, op: VectorOp, label: str, dtype: DType
+    emit: Emitter, x: Activation, scale: Scale, op: VectorOp, label: str, dtype: DType
 ) -> Activation:
     """x and its scales as the operands of `op`, in f32 and rounded once to `dtype`."""
     y = emit.activation(x.order, x.tokens, label, dtype, x.groups)
+    if isinstance(scale, ColumnScale):
+        for part in _parts_of_columns(x):
+            _with_columns(emit, x, scale.ref, op, y, part)
+    else:
+        _with_numbers(emit, x, scale, op, y)
+    return y
+
+
+def _with_numbers(
+    emit: Emitter, x: Activation, scale: InputScale, op: VectorOp, y: Activation
+) -> None:
     parts, step = scale.parts, scale.parts * NUMBER_BYTES if scale.per_token else 0
     at_a_time = max(1, VRF_BYTES // 2 // step) if scale.per_token else x.tokens
     part = x.unit // parts
@@ -269,17 +335,68 @@ def _scaled(
                     parts,
                     a=x.dtype.bytes_for(part),
                     vrf=NUMBER_BYTES,
-                    commit=dtype.bytes_for(part),
+                    commit=y.dtype.bytes_for(part),
                 ),
-                Counter(part // RUN, a=x.dtype.bytes_for(RUN), commit=dtype.bytes_for(RUN)),
+                Counter(part // RUN, a=x.dtype.bytes_for(RUN), commit=y.dtype.bytes_for(RUN)),
             ],
             Stream(RUN, cast=DType.F32),
             a=x.ref.at(first * x.row_bytes),
             dtype=x.dtype,
             vrf=vrf,
             out=y.ref.at(first * y.row_bytes),
-            out_dtype=dtype,
+            out_dtype=y.dtype,
             vector=Vector((op,)),
-            commit=Commit(columns=RUN, column_stride=dtype.bytes_for(1)),
+            commit=Commit(columns=RUN, column_stride=y.dtype.bytes_for(1)),
+            valid_slices=_slices(x),
         )
-    return y
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Some units of a slice and, of each of them, some positions."""
+
+    first_unit: int
+    units: int
+    first: int
+    positions: int
+
+
+def _parts_of_columns(x: Activation) -> list[_Columns]:
+    """All columns, in parts whose scales fit half of the VRF."""
+    most = VRF_BYTES // 2 // 4
+    units, positions = max(1, most // x.unit), min(x.unit, most)
+    return [
+        _Columns(unit, min(units, x.units - unit), first, min(positions, x.unit - first))
+        for unit in range(0, x.units, units)
+        for first in range(0, x.unit, positions)
+    ]
+
+
+def _with_columns(
+    emit: Emitter, x: Activation, scales: Ref, op: VectorOp, y: Activation, part: _Columns
+) -> None:
+    first = part.first_unit * x.unit + part.first
+    count = part.units * part.positions
+    vrf = emit.load_vrf(scales.at(4 * first), count, "column_scales")
+    emit.exec(
+        Context.MAIN,
+        [
+            Counter(x.tokens, a=x.row_bytes, commit=y.row_bytes),
+            Counter(part.units, a=x.unit_bytes, vrf=4 * part.positions, commit=y.unit_bytes),
+            Counter(
+                part.positions // RUN,
+                a=x.dtype.bytes_for(RUN),
+                vrf=4 * RUN,
+                commit=y.dtype.bytes_for(RUN),
+            ),
+        ],
+        Stream(RUN, cast=DType.F32),
+        a=x.ref.at(part.first_unit * x.unit_bytes + x.dtype.bytes_for(part.first)),
+        dtype=x.dtype,
+        vrf=vrf,
+        out=y.ref.at(part.first_unit * y.unit_bytes + y.dtype.bytes_for(part.first)),
+        out_dtype=y.dtype,
+        vector=Vector((op,), vrf_column=4),
+        commit=Commit(columns=RUN, column_stride=y.dtype.bytes_for(1)),
+        valid_slices=_slices(x),
+    )

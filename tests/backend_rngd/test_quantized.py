@@ -81,12 +81,18 @@ def test_logits_agree_with_the_interpreter(name: str) -> None:
 
 
 STATIC, DYNAMIC = Scheme("tensor", "tensor"), Scheme("channel", "token")
-GROUPS = Scheme("channel", "group", group=16)
+GROUPS, COLUMNS = Scheme("channel", "group", group=16), Scheme("channel", "column")
 CODES_CASES = {
     "static, ragged decode": Case(
         Decoder(Bucket.decode(4, 100), bias=True, scheme=STATIC), (100, 1, 37, 64)
     ),
     "static, prefill in parts": Case(Decoder(Bucket.prefill(1, 380), scheme=STATIC), (371,)),
+    "by columns, ragged decode": Case(
+        Decoder(Bucket.decode(4, 100), bias=True, scheme=COLUMNS), (100, 1, 37, 64)
+    ),
+    "by columns, prefill": Case(
+        Decoder(Bucket.prefill(1, 24), heads=9, kv_heads=3, head_dim=64, scheme=COLUMNS), (24,)
+    ),
     "dynamic, one token": Case(Decoder(Bucket.decode(1, 40), scheme=DYNAMIC), (33,)),
     "dynamic, prefill": Case(Decoder(Bucket.prefill(2, 24), bias=True, scheme=DYNAMIC), (20, 11)),
     "groups of 16": Case(
@@ -129,13 +135,14 @@ groups = st.sampled_from([16, 32, 64, 80, 128, 256])
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows of bf16 numbers, and how they become codes: by a stored number, or by each group's own.
+    """Rows of bf16 numbers, and how they become codes: by stored numbers, or by each group's own.
 
     A group is a row, or some neighbours in it.
     """
 
     x: Array
-    number: float | None
+    stored: Array | None
+    """f32 [] or [K]."""
     group: int
 
     @staticmethod
@@ -148,13 +155,15 @@ class Inputs:
             x *= np.exp2(rng.integers(-5, 5, (rows, width // group))).repeat(group, axis=1)
         x[rng.integers(rows)] = 0.0
         x[rng.integers(rows)] *= 2.0**-60
-        return Inputs(x, 0.0136 if source == "stored" else None, group or width)
+        by_column = rng.uniform(0.002, 0.05, width).astype(np.float32)
+        stored = {"stored": np.array(0.0136, np.float32), "columns": by_column}.get(source)
+        return Inputs(x, stored, group or width)
 
     @property
     def scale(self) -> Array:
         """f32 [rows, K]: what each code is multiplied by."""
-        if self.number is not None:
-            return np.full(self.x.shape, self.number, np.float32)
+        if self.stored is not None:
+            return np.broadcast_to(self.stored, self.x.shape)
         by_group = np.abs(self.x).reshape(len(self.x), -1, self.group)
         largest = by_group.max(axis=2).astype(np.float32) / np.float32(448.0)
         spread: Array = largest.repeat(self.group, axis=1)
@@ -168,7 +177,7 @@ class Inputs:
 
     @property
     def parameters(self) -> dict[str, Array]:
-        return {} if self.number is None else {"scale": np.array(self.number, np.float32)}
+        return {} if self.stored is None else {"scale": self.stored}
 
     def emit(self, f: Scope) -> tuple[SSAValue, SSAValue]:
         """Codes and their scale."""
@@ -179,7 +188,12 @@ class Inputs:
 
 
 @settings(max_examples=12)
-@given(where=tokens, width=st.integers(1, 1500), source=sources, seed=st.integers(0, 999))
+@given(
+    where=tokens,
+    width=st.integers(1, 1500),
+    source=sources | st.just("columns"),
+    seed=st.integers(0, 999),
+)
 def test_codes_and_what_they_mean_are_those_of_the_reference(
     where: tuple[Bucket, tuple[int, ...]], width: int, source: str, seed: int
 ) -> None:
@@ -390,7 +404,7 @@ def test_codes_of_groups_are_multiplied_by_the_scales_that_made_them() -> None:
     assert block is not None
     block.insert_op_before(other, linear)
     linear.operands[3] = other.y
-    with pytest.raises(CompileError, match="made by other scales") as caught:
+    with pytest.raises(CompileError, match="made by others") as caught:
         TilePass.for_bucket(WITH_GROUPS.bucket).apply(Context(), module)
     assert caught.value.code == "BCK001"
 

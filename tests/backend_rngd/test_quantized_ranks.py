@@ -64,6 +64,7 @@ def simulated(case: Case, ranks: int) -> Array:
 
 
 TOKEN, STATIC, CHANNEL = Scheme("channel", "token"), Scheme("tensor", "tensor"), Scheme("channel")
+COLUMNS = Scheme("channel", "column")
 CASES = {
     "one token": Case(Decoder(Bucket.decode(1, 40), scheme=TOKEN), (33,)),
     "ragged decode": Case(
@@ -72,6 +73,9 @@ CASES = {
     "prefill": Case(Decoder(Bucket.prefill(2, 24), heads=9, kv_heads=3, scheme=TOKEN), (20, 11)),
     "a stored number": Case(
         Decoder(Bucket.decode(4, 50), bias=True, scheme=STATIC), (50, 7, 12, 1)
+    ),
+    "stored numbers of columns": Case(
+        Decoder(Bucket.decode(4, 50), bias=True, scheme=COLUMNS), (50, 7, 12, 1)
     ),
     # 192 features between products: blocks become halves on 2 and 8 ranks, quarters on 4.
     "blocks": Case(
