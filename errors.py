@@ -1299,6 +1299,17 @@ def no_signal_left(finished: str, waiting: str, context: str, limit: int) -> Com
     )
 
 
+def no_wait_left(waiting: str, finished: str, limit: int) -> CompileError:
+    """BCK008: a command has to wait for more contexts, of this rank and of others, than it can."""
+    return CompileError(
+        "BCK008",
+        "a command cannot wait for another one",
+        at=waiting,
+        cause=f"a command has {limit} waits, and those are for others; this one is for {finished}",
+        next_step="build with another `-O` or `-tp`, and report the model and its buckets",
+    )
+
+
 # --- binary ---
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from xdsl.context import Context as XdslContext
 from xdsl.dialects.builtin import ModuleOp
@@ -40,7 +41,7 @@ from .isa.ordering import (
     peer_accesses,
     peer_of,
 )
-from .isa.record_types import MAX_SIGNALS
+from .isa.record_types import MAX_SIGNALS, MAX_WAITS
 from .rngd import BlockOp, CommandAttr, DmaOp, ExecOp, RepeatOp, ranks_of
 from .schedule import check_level, groups
 
@@ -80,14 +81,22 @@ def order(commands: list[ExecOp | DmaOp], issued: list[Issued], level: int, rank
     # Signals to peers first: what this rank's contexts wait for, a later command can tell them.
     pairs.sort(key=lambda pair: pair[0].mask == pair[1].mask)
     taken: set[tuple[Context, int, int]] = set()
+    wanted: dict[int, list[_Signal]] = {}
     for node, other in pairs:
         head, peer = heads[node.command], node.mask ^ other.mask
         signalling = _signaller(issued, heads, other, node, name)
+        number = semaphore(heads[signalling].context, head.context, of_peer=peer != 0)
         # A peer's push signals once: that it has arrived, and that its source is free.
         signal = head.context, signalling, peer
         if signal not in taken:
             taken.add(signal)
-            head.wait(heads[signalling], peer)
+            sent = _Signal(signalling, number, peer)
+            heads[signalling].signal(sent)
+            wanted.setdefault(node.command, []).append(sent)
+    # Commands in their order, each with the latest signals first: others can be waited for earlier.
+    for command, signals in sorted(wanted.items()):
+        for sent in sorted(signals, reverse=True):
+            heads[_waiter(issued, heads, command, sent, name)].wait(sent)
     for op, head in zip(commands, heads, strict=True):
         op.command = CommandAttr(replace(op.command.data, head=head.built()))
 
@@ -115,6 +124,34 @@ def _signaller(
     )
 
 
+def _waiter(
+    issued: Sequence[Issued],
+    heads: Sequence[_Head],
+    command: int,
+    sent: _Signal,
+    name: Callable[[int], str],
+) -> int:
+    """Which command waits for a signal: this one, or an earlier one of its context.
+
+    A command has few waits. Those of a context start in order, so an earlier one can wait for it;
+    but not before the one that signals, in the program's order, or both might wait for ever.
+    Raises: BCK008 if none of them has a wait left.
+    """
+    for i in range(command, sent.command, -1):
+        if issued[i].context == issued[command].context and heads[i].can_wait(sent, i == command):
+            return i
+    raise errors.no_wait_left(name(command), name(sent.command), MAX_WAITS)
+
+
+class _Signal(NamedTuple):
+    """What a command sends when it has finished."""
+
+    command: int
+    semaphore: int
+    peer: int
+    """In which bits the rank differs that gets it and, by symmetry, sends its own; 0 for none."""
+
+
 @dataclass
 class _Head:
     """What a command waits for and signals; partners are named by the bits in which they differ."""
@@ -129,11 +166,20 @@ class _Head:
         """Whether it does, or has a signal left."""
         return semaphore in self.signals or len(self.signals) < MAX_SIGNALS
 
-    def wait(self, other: _Head, peer: int) -> None:
-        """Let this command wait for that one, of this rank (0) or of a peer."""
-        shared = semaphore(other.context, self.context, of_peer=peer != 0)
-        self.waits.setdefault(shared, set()).add(peer)
-        other.signals.setdefault(shared, set()).add(peer)
+    def signal(self, sent: _Signal) -> None:
+        """Let this command send it."""
+        self.signals.setdefault(sent.semaphore, set()).add(sent.peer)
+
+    def can_wait(self, sent: _Signal, for_itself: bool) -> bool:
+        """Whether it has a wait left; for another command, one that it does not use itself."""
+        senders = self.waits.get(sent.semaphore)
+        if senders is None:
+            return len(self.waits) < MAX_WAITS
+        return for_itself or sent.peer not in senders
+
+    def wait(self, sent: _Signal) -> None:
+        """Let this command wait for it."""
+        self.waits.setdefault(sent.semaphore, set()).add(sent.peer)
 
     def built(self) -> Head:
         peers = {number: tuple(sorted(who - {0})) for number, who in self.signals.items()}

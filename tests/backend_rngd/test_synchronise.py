@@ -13,8 +13,8 @@ from small_decoder import Decoder
 from furiosa_llm.backend_rngd.isa.instructions import Context, Control, Dma, Exec, Head, Side, Space
 from furiosa_llm.backend_rngd.isa.ordering import Node, check_order
 from furiosa_llm.backend_rngd.isa.program import Program
-from furiosa_llm.backend_rngd.isa.record_types import MAX_SIGNALS
-from furiosa_llm.backend_rngd.synchronise import _Head, _signaller
+from furiosa_llm.backend_rngd.isa.record_types import MAX_SIGNALS, MAX_WAITS
+from furiosa_llm.backend_rngd.synchronise import _Head, _Signal, _signaller, _waiter, semaphore
 from furiosa_llm.errors import CompileError, SimulationFault
 from furiosa_llm.models.config_types import Bucket
 
@@ -85,7 +85,8 @@ def tell(issued: list[Any], heads: list[_Head], finished: Node, context: Context
     waiting = _Head(context)
     last = node(len(heads))
     signalling = _signaller(issued, [*heads, waiting], finished, last, name)
-    waiting.wait(heads[signalling], finished.mask)
+    number = semaphore(heads[signalling].context, context, of_peer=finished.mask != 0)
+    heads[signalling].signal(_Signal(signalling, number, finished.mask))
 
 
 def test_who_waits_for_a_push_with_no_signal_left_waits_for_what_follows_it() -> None:
@@ -111,3 +112,31 @@ def test_that_a_push_has_arrived_no_later_command_can_say() -> None:
         tell(issued, heads, push, Context.DMA)
     assert caught.value.at == "command 0"
     assert "command 2" in caught.value.cause
+
+
+def signal(command: int, sender: int, peer: int = 0) -> _Signal:
+    """Of a command of the context that has this number."""
+    return _Signal(command, semaphore(Context(sender), Context.DMA, of_peer=peer != 0), peer)
+
+
+def test_a_command_without_a_wait_left_has_an_earlier_one_wait() -> None:
+    """Of its context, after the one that signals, and without a wait for another such signal."""
+    issued = [transfer(0) for _ in range(5)]
+    heads = [_Head(Context.DMA) for _ in issued]
+    for number in range(MAX_WAITS):
+        heads[4].wait(_Signal(3, 100 + number, 0))
+    heads[3].wait(signal(0, Context.MAIN))
+    late, early = signal(1, Context.MAIN), signal(2, Context.SUB)
+    assert _waiter(issued, heads, 4, early, name) == 3
+    assert _waiter(issued, heads, 4, late, name) == 2
+    assert _waiter(issued, heads, 4, signal(1, Context.MAIN, peer=2), name) == 3
+
+
+def test_nothing_waits_for_what_comes_after_it() -> None:
+    issued = [transfer(0) for _ in range(3)]
+    heads = [_Head(Context.DMA) for _ in issued]
+    for number in range(MAX_WAITS):
+        heads[2].wait(_Signal(0, number, 0))
+    with pytest.raises(CompileError, match="BCK008") as caught:
+        _waiter(issued, heads, 2, _Signal(1, MAX_WAITS, 0), name)
+    assert (caught.value.at, "command 1" in caught.value.cause) == ("command 2", True)
