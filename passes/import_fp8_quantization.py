@@ -153,15 +153,20 @@ class _Importer:
                 return codes, scale
             # Scales of columns cannot be taken out of a sum over columns.
             return self._insert(quant.DequantizeOp(codes, scale, dtype=dtype_of(op.x)), op), None
-        return self._quantized(op.x, activation.group_size or linear.shape[1])
+        return self._quantized(op, activation.group_size or linear.shape[1])
 
-    def _quantized(self, x: SSAValue, group: int) -> tuple[SSAValue, SSAValue]:
-        """Codes of x and their scales, made where x is made: the first user is not known here."""
+    def _quantized(self, op: nn.LinearOp, group: int) -> tuple[SSAValue, SSAValue]:
+        """Codes of what a linear takes and their scales: made once, before its first user.
+
+        They belong to a module that takes them: what makes x may be part of another block, as
+        where a block begins without a norm.
+        """
+        x = op.x
         if (x, group) not in self.dynamic:
             assert isinstance(x.owner, Operation)
             scale = quant.DynamicScaleOp(x, group=group)
             codes = quant.QuantizeOp(x, scale.y)
-            carry(x.owner, (scale, codes))
+            carry(op, (scale, codes))
             Rewriter.insert_op((scale, codes), InsertPoint.after(x.owner))
             self.dynamic[x, group] = codes.y, scale.y
         return self.dynamic[x, group]

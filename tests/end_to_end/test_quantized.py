@@ -198,6 +198,7 @@ CASES: Mapping[str, Case] = {
     "token, biases": Case(library("qwen2", TOKEN)),
     "token, caches, odd sizes": Case(library("llama", TOKEN, **CACHES, **ODD)),
     "token, caches, odd sizes, 2 ranks": Case(library("llama", TOKEN, **CACHES, **ODD), ranks=2),
+    "token, blocks without a norm before them": Case(library("exaone4", TOKEN)),
     "channel, static": Case(library("llama", CHANNEL_STATIC)),
     "blocks, caches": Case(library("llama", BLOCKS, **CACHES)),
     "blocks, 2 ranks": Case(library("llama", BLOCKS), ranks=2),
